@@ -1,0 +1,1 @@
+"""zaya_cli: the voice of `zaya`. It reads options, runs a stage and draws its events; it computes nothing."""

@@ -1,0 +1,1 @@
+"""A model into tokens: verify, draft, commit. It knows token ids only, neither text nor files."""

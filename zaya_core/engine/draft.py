@@ -1,0 +1,168 @@
+"""TiDAR's step as pure values: what was drafted, how it is verified, which blocks to propose (tidar.md section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zaya_core.engine.chance import Chance
+from zaya_core.errors import ConfigError
+from zaya_core.ops.sampling import Sampler, log_probability
+
+WORTH = 0.6  # about the acceptance rate of a good draft; only the choice of levels depends on it
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Judges drafts by `mix_weight * ar_logits + (1 - mix_weight) * draft_logits`; 1 is lossless, exactly the AR law."""
+
+    mix_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mix_weight <= 1:
+            raise ConfigError(f"mix_weight is {self.mix_weight}, expected in [0, 1]")
+
+    def judge(self, ar_logits: Tensor, draft_logits: Tensor) -> Tensor:
+        """Raw rows [R, V] of both halves for the same positions -> the raw rows that judge."""
+        return self.mix_weight * ar_logits + (1 - self.mix_weight) * draft_logits
+
+
+@dataclass(frozen=True)
+class Draft:
+    """d_1..d_n: the first is final; the others were drawn from `laws` [n - 1, V], the laws of raw `logits` [n - 1, V]."""
+
+    token_ids: list[int]
+    laws: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Final:
+    """A token that nothing can retract, with its raw AR log-probability and that under the law that decided it."""
+
+    token_id: int
+    logprob: float
+    sampled_logprob: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`accepted` draft tokens (d_1 included) enter the history; `finals` are d_2..d_a and the next step's d_1."""
+
+    accepted: int
+    finals: list[Final]
+
+
+def verify(draft: Draft, ar_logits: Tensor, *, sampler: Sampler, verifier: Verifier, forbidden: Tensor, chance: Chance) -> Verdict:
+    """Speculative acceptance of `draft` by the AR rows [n, V]; row j predicts the token after d_j.
+
+    Accept d_{a+1} with probability min(1, P / Q); at the first rejection draw from max(P - Q, 0), normalised; after the last
+    draft draw the bonus token from the plain AR row. With mix_weight 1 the tokens follow the AR law exactly.
+    """
+    n = len(draft)
+    judged = verifier.judge(ar_logits[: n - 1], draft.logits)
+    laws = sampler.law(torch.cat([judged, ar_logits[n - 1 :]]), forbidden)
+
+    def final(row: int, token_id: int) -> Final:
+        return Final(token_id, log_probability(ar_logits[row], forbidden, token_id), _log(laws[row, token_id]))
+
+    finals: list[Final] = []
+    for row in range(n - 1):
+        token_id = draft.token_ids[row + 1]
+        p, q = laws[row, token_id], draft.laws[row, token_id]
+        if not chance.accept(min(1.0, float(p / q))):
+            return Verdict(row + 1, [*finals, final(row, chance.draw(residual(laws[row], draft.laws[row])[None])[0])])
+        finals.append(final(row, token_id))
+    return Verdict(n, [*finals, final(n - 1, chance.draw(laws[n - 1 :])[0])])
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """max(P - Q, 0) normalised, [V]; P itself where rounding has left nothing."""
+    rest = (p - q).clamp_min(0)
+    total = rest.sum()
+    return rest / total if total > 0 else p
+
+
+def serving_block(levels: tuple[int, ...], accepted: int) -> int | None:
+    """Index of the block that drafts after `accepted` tokens: the largest level not above it, or None."""
+    usable = [index for index, level in enumerate(levels) if level <= accepted]
+    return usable[-1] if usable else None
+
+
+def next_draft(
+    first: int, shift: int, block_logits: Tensor, *, limit: int, sampler: Sampler, forbidden: Tensor, chance: Chance
+) -> Draft:
+    """`first` and draws for the positions after it, from a block's mask logits [K, V].
+
+    `shift` is the accepted length less the block's level: the block began that much too early, so its masks from index
+    shift + 1 on stand at the positions after `first`. The draft has at most `limit` tokens; an empty block [0, V] drafts nothing.
+    """
+    logits = block_logits[shift + 1 : shift + limit]
+    laws = sampler.law(logits, forbidden)
+    return Draft([first, *chance.draw(laws)], laws, logits)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Which acceptance lengths get a block: all of them (`count` None), or the `count` that promise most.
+
+    Looking at the current draft is allowed; looking at drafts sampled from the new blocks would break exactness (tidar.md).
+    """
+
+    count: int | None
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            raise ConfigError(f"proposals is {self.count}, expected at least 0")
+
+    def levels(self, draft: Draft, block_length: int) -> tuple[int, ...]:
+        """Ascending levels within 1..n."""
+        n = len(draft)
+        if self.count == 0 or block_length == 0:
+            return ()
+        if self.count is None or self.count >= n:
+            return tuple(range(1, n + 1))
+        return best_levels(acceptance_odds(draft), self.count, block_length)
+
+
+def acceptance_odds(draft: Draft) -> list[float]:
+    """Estimated P(acceptance length = a) for a = 1..n: the drafter's own probability of a token as its chance to be accepted.
+
+    From the raw logits, because at temperature 0 the law is a one-hot and says nothing.
+    """
+    ids = torch.tensor(draft.token_ids[1:], dtype=torch.int64, device=draft.logits.device)
+    trust = draft.logits.softmax(-1).gather(-1, ids[:, None]).flatten().tolist()
+    odds, alive = [], 1.0
+    for chance in trust:
+        odds.append(alive * (1 - chance))
+        alive *= chance
+    return [*odds, alive]
+
+
+def best_levels(odds: list[float], count: int, block_length: int) -> tuple[int, ...]:
+    """The `count` levels that maximise the expected worth of the next draft, by dynamic programming over the first level.
+
+    Length a served by level l <= a leaves block_length - 1 - (a - l) drafts, each worth WORTH of the one before it.
+    """
+    n = len(odds)
+    worth = [sum(WORTH**m for m in range(1, block_length - shift)) for shift in range(n)]
+
+    def served(level: int, end: int) -> float:
+        """Lengths level..end - 1, all drafted for by the block of `level`."""
+        return sum(odds[a - 1] * worth[a - level] for a in range(level, end))
+
+    alone = {level: (served(level, n + 1), (level,)) for level in range(1, n + 1)}
+    best = alone
+    for _ in range(count - 1):
+        best = {
+            level: max([alone[level], *((served(level, m) + best[m][0], (level, *best[m][1])) for m in range(level + 1, n + 1))])
+            for level in alone
+        }
+    return max(best.values())[1]
+
+
+def _log(probability: Tensor) -> float:
+    return float(probability.log())

@@ -1,0 +1,105 @@
+"""Files that are whole or absent: written aside, fsynced, renamed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zaya_core.errors import CheckpointError, RunError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or CheckpointError naming the file and the place."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
+    return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` atomically."""
+    aside = path.with_name(path.name + ".partial")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replace `path` atomically with indented JSON."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_writable(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write over something: a file, or a directory with anything in it (unless `overwrite`)."""
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file, expected a directory to write")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise CheckpointError(f"{out} is not empty", hint="choose another directory or give --overwrite")
+
+
+@contextmanager
+def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield `out.partial` to fill; on success it becomes `out` in one rename, on any error it is removed.
+
+    A kill leaves at most `out.partial`, which nobody opens and the next run clears.
+    """
+    check_writable(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(out.name + ".partial")
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir()
+    try:
+        yield aside
+        _sync_tree(aside)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunError(f"writing {out} failed: {error.strerror or error}", hint="nothing was left behind") from error
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if out.exists():
+        _replace_directory(aside, out)
+    else:
+        os.rename(aside, out)
+    sync_directory(out.parent)
+
+
+def _replace_directory(new: Path, out: Path) -> None:
+    """Two renames: between them `out` is absent, never half-written."""
+    old = out.with_name(out.name + ".old.partial")
+    if old.exists():
+        shutil.rmtree(old)
+    os.rename(out, old)
+    os.rename(new, out)
+    shutil.rmtree(old)
+
+
+def _sync_tree(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_directory(path)
+    sync_directory(root)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,149 @@
+"""Tensors of a checkpoint directory: safetensors shards and their index, memory-mapped, checked before anything is read."""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zaya_core.errors import CheckpointError
+from zaya_core.io.files import read_json, write_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9
+ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is, from a shard's header alone."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Product of the shape."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return self.num_elements * ITEM_BYTES[self.dtype]
+
+
+def read_headers(directory: Path) -> dict[str, TensorInfo]:
+    """Every tensor of the directory; a missing, cut or disagreeing shard is a CheckpointError that names it."""
+    if not (directory / INDEX).exists():
+        if not (directory / SINGLE).exists():
+            pickles = sorted(p.name for p in directory.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+            hint = f"{pickles[0]} is a pickle and is never read: it could run code" if pickles else None
+            raise CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}", hint=hint)
+        return _read_header(directory / SINGLE)
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{directory / INDEX} has no weight_map")
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(set(weight_map.values())):
+        tensors |= _read_header(directory / _plain_name(name, directory / INDEX))
+    wrong = [key for key, name in weight_map.items() if key not in tensors or tensors[key].file.name != name]
+    if wrong or len(tensors) != len(weight_map):
+        loose = wrong or sorted(set(tensors) - set(weight_map))
+        raise CheckpointError(f"{directory / INDEX} and its shards disagree on {', '.join(loose[:5])}")
+    return tensors
+
+
+def read_tensor(info: TensorInfo, name: str) -> Tensor:
+    """One tensor, memory-mapped."""
+    with safe_open(info.file, "pt") as file:
+        return file.get_tensor(name)
+
+
+def read_tensors(tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors file by file, memory-mapped."""
+    by_file: dict[Path, list[str]] = {}
+    for name, info in tensors.items():
+        by_file.setdefault(info.file, []).append(name)
+    for path, names in by_file.items():
+        with safe_open(path, "pt") as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+
+
+def write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write shards of at most `max_shard_bytes` and an index; one shard is held in memory at a time."""
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    total = pending_bytes = 0
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if pending and pending_bytes + size > max_shard_bytes:
+            shards.append(_flush(directory, pending, len(shards) + 1))
+            pending, pending_bytes = {}, 0
+        pending[name] = tensor.detach().contiguous()
+        pending_bytes += size
+        total += size
+    if not shards:
+        save_file(pending, directory / SINGLE, metadata={"format": "pt"})
+        return
+    shards.append(_flush(directory, pending, len(shards) + 1))
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        os.rename(directory / _shard_name(number), directory / final)
+        weight_map |= dict.fromkeys(names, final)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _flush(directory: Path, tensors: dict[str, Tensor], number: int) -> list[str]:
+    save_file(tensors, directory / _shard_name(number), metadata={"format": "pt"})
+    return list(tensors)
+
+
+def _shard_name(number: int) -> str:
+    return f"model-{number:05d}.safetensors"
+
+
+def _plain_name(name: object, index: Path) -> str:
+    if not isinstance(name, str) or name != os.path.basename(name) or not name.endswith(".safetensors"):
+        raise CheckpointError(f"{index} points at {name!r}, expected a .safetensors file in the same directory")
+    return name
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, 100_000_000):
+                raise CheckpointError(f"{path} is damaged: its header claims {length} bytes of a {size}-byte file")
+            header = json.loads(file.read(length))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (struct.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: no safetensors header ({size} bytes)") from error
+    header.pop("__metadata__", None)
+    tensors, end = {}, 0
+    for name, item in header.items():
+        if item["dtype"] not in ITEM_BYTES:
+            raise CheckpointError(f"{path}: {name} has dtype {item['dtype']}, expected one of {', '.join(ITEM_BYTES)}")
+        tensors[name] = TensorInfo(path, item["dtype"], tuple(item["shape"]))
+        begin, stop = item["data_offsets"]
+        if stop - begin != tensors[name].num_bytes:
+            raise CheckpointError(f"{path}: {name} {item['shape']} {item['dtype']} does not fill bytes {begin}..{stop}")
+        end = max(end, stop)
+    if 8 + length + end != size:
+        raise CheckpointError(f"{path} is cut: {size} bytes, expected {8 + length + end}", hint="copy or download it again")
+    return tensors

@@ -1,0 +1,76 @@
+"""Where and how things run: device, dtype, peak memory. The one place that raises DeviceError."""
+
+import platform
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zaya_core.errors import ConfigError, DeviceError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the accelerator if torch sees one, else the CPU; anything else must be a torch device that exists."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise DeviceError(f"--device {name} cannot be used: {str(error).splitlines()[0]}", hint="try --device cpu") from error
+    return device
+
+
+def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` keeps the stored dtype, but for bfloat16 on a CPU without instructions for it, where float32 is several times faster."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise ConfigError(f"--dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cpu" and stored == torch.bfloat16 and not has_fast_bfloat16():
+        return torch.float32
+    return stored
+
+
+def has_fast_bfloat16() -> bool:
+    """Does this CPU multiply bfloat16 matrices in hardware (AVX512-BF16 or AMX)?"""
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags or (platform.machine() == "aarch64" and "bf16" in capability.lower())
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets as Linux names them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return set()
+    for line in info.read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak so far: the allocator's on an accelerator, the process's resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def versions() -> dict[str, Any]:
+    """What a certificate should say about the software that made it."""
+    import safetensors
+    import transformers
+
+    import zaya_core
+
+    return {
+        "zaya": zaya_core.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+    }

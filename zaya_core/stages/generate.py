@@ -1,0 +1,185 @@
+"""`zaya generate`: continue a prompt with one of the three samplers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zaya_core.errors import ConfigError, DataError
+from zaya_core.events import Event, Note, Result, Text
+from zaya_core.option import check_options, option
+
+if TYPE_CHECKING:
+    from zaya_core.engine.decode import Decoding
+    from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.model.decoder import Zaya
+
+from zaya_core.assets import BUNDLED
+
+EXAMPLE = 'zaya generate --prompt "def main():" --sampler mix --block 16'
+AUTO_PROPOSALS = 3  # as good as all sixteen on the bundled model, at a quarter of the slots
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Options of `zaya generate`."""
+
+    model: Path | None = option(None, help="checkpoint directory; the bundled tiny model by default", argument=True)
+    prompt: str | None = option(
+        None, help="text to continue; read from stdin when neither this nor --prompt-file is given", short="p"
+    )
+    prompt_file: Path | None = option(None, help="file whose text is continued")
+    raw: bool = option(False, help="take the text exactly as given: no BOS, no other special token is added")
+    sampler: Literal["lossless", "mix", "ar"] = option("lossless", help="exact drafts, logit mixing, or one token a forward")
+    mix_weight: float = option(0.5, help="mix: weight of the AR logits; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1)
+    block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
+    proposals: str = option("auto", help=f"blocks proposed per forward: auto ({AUTO_PROPOSALS}), all, or a number")
+    max_new_tokens: int = option(256, help="tokens to generate, exactly, unless the text ends before", minimum=1, short="n")
+    temperature: float | None = option(None, help="0 is greedy; generation_config.json's or 1 by default", minimum=0)
+    top_k: int = option(0, help="keep the k likeliest tokens; 0 keeps all", minimum=0)
+    top_p: float = option(1.0, help="keep the likeliest tokens up to this mass", above=0, maximum=1)
+    ignore_eos: bool = option(False, help="do not stop at an end-of-text token")
+    logprobs: bool = option(False, help="add logprobs and sampled_logprobs to the JSON")
+    seed: int | None = option(None, help="seed of the tokens; drawn anew and reported by default", minimum=0)
+    device: str = option("auto", help="torch device")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = option("auto", help="dtype of the weights in memory")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ConfigError("--prompt and --prompt-file exclude each other")
+        if self.proposals not in ("auto", "all") and not self.proposals.isdigit():
+            raise ConfigError(f"--proposals is {self.proposals!r}, expected auto, all or a number")
+
+
+def run(config: GenerateConfig) -> Iterator[Event]:
+    """Text events as tokens become final, then one Result in the form of conventions.md."""
+    from zaya_core.data.tokenizer import TextTokenizer
+    from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.model.load import load_model
+    from zaya_core.runtime import pick_device, pick_dtype
+
+    checkpoint = Checkpoint.open(config.model or BUNDLED)
+    tokenizer = TextTokenizer(checkpoint.path)
+    how = _decoding(config, checkpoint, tokenizer.known_ids)
+    prompt = _read_prompt(config)
+    prompt_ids = tokenizer.encode(prompt, special=not config.raw)
+    _check_room(len(prompt_ids), config, checkpoint)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device)
+    model = load_model(checkpoint, dtype=dtype, device=device)
+    yield Note(f"{checkpoint.path.name}: {config.sampler}, {str(dtype).removeprefix('torch.')} on {device}")
+    yield from _complete(config, model, tokenizer, prompt, prompt_ids, how)
+
+
+def _complete(
+    config: GenerateConfig,
+    model: "Zaya",
+    tokenizer: "TextTokenizer",  # noqa: F821
+    prompt: str,
+    prompt_ids: list[int],
+    how: "Decoding",
+) -> Iterator[Event]:
+    import secrets
+    import time
+
+    from zaya_core.data.stream import TextStream
+    from zaya_core.engine.chance import SeededChance
+    from zaya_core.engine.decode import decode
+    from zaya_core.engine.report import Tally
+
+    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+    tally, stream, finals, reason = Tally(), TextStream(tokenizer), [], None
+    began = first_at = time.perf_counter()
+    for committed in decode(model, prompt_ids, how, SeededChance(seed)):
+        if not finals:
+            first_at = time.perf_counter()
+        tally.add(committed)
+        finals += committed.finals
+        reason = committed.finish_reason
+        yield Text(stream.push([final.token_id for final in committed.finals]))
+    yield Text(stream.finish())
+    stats = {"sampler": config.sampler, "num_prompt_tokens": len(prompt_ids)} | tally.stats(
+        block_length=how.block_length, prefill_seconds=first_at - began, decode_seconds=time.perf_counter() - first_at
+    )
+    values: dict[str, Any] = {
+        "index": 0,
+        "prompt": prompt,
+        "text": stream.text,
+        "token_ids": [final.token_id for final in finals],
+        "finish_reason": reason,
+        "seed": seed,
+    }
+    if config.logprobs:
+        values |= {"logprobs": [f.logprob for f in finals], "sampled_logprobs": [f.sampled_logprob for f in finals]}
+    yield Result(values | {"stats": stats | _machine(model)})
+
+
+def _machine(model: "Zaya") -> dict[str, Any]:
+    from zaya_core.runtime import peak_memory_bytes
+
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"batch_size": 1, "dtype": dtype, "device": str(model.device), "peak_memory_bytes": peak_memory_bytes(model.device)}
+
+
+def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: frozenset[int]) -> "Decoding":
+    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.draft import Proposals, Verifier
+    from zaya_core.ops.sampling import Sampler
+
+    generation = checkpoint.generation_config()
+    ends = generation.get("eos_token_id", checkpoint.config.eos_token_ids)
+    ends = frozenset(ends if isinstance(ends, (list, tuple)) else [ends])
+    temperature = config.temperature if config.temperature is not None else float(generation.get("temperature", 1.0))
+    tidar = checkpoint.config.tidar
+    forbidden = set(range(checkpoint.config.vocab_size)) - known_ids
+    if tidar is not None:
+        forbidden.add(tidar.mask_token_id)
+    common = {
+        "max_new_tokens": config.max_new_tokens,
+        "sampler": Sampler(temperature, config.top_k, config.top_p),
+        "end_ids": frozenset() if config.ignore_eos else ends,
+        "forbidden": tuple(sorted(forbidden)),
+    }
+    if config.sampler == "ar":
+        return Decoding(**common)
+    if tidar is None:
+        raise ConfigError(f"{checkpoint.path} is autoregressive and cannot draft", hint="--sampler ar, or run zaya convert first")
+    if config.block is not None and config.block > tidar.block_length:
+        raise ConfigError(f"--block is {config.block}, expected at most the trained {tidar.block_length}")
+    return Decoding(
+        **common,
+        verifier=Verifier(config.mix_weight if config.sampler == "mix" else 1.0),
+        proposals=Proposals(_proposal_count(config.proposals)),
+        block_length=tidar.block_length,
+        verify_length=config.block or tidar.block_length,
+    )
+
+
+def _proposal_count(text: str) -> int | None:
+    if text == "all":
+        return None
+    return AUTO_PROPOSALS if text == "auto" else int(text)
+
+
+def _read_prompt(config: GenerateConfig) -> str:
+    import sys
+
+    if config.prompt is not None:
+        return config.prompt
+    try:
+        if config.prompt_file is not None:
+            return config.prompt_file.read_text(encoding="utf-8")
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompt-file {config.prompt_file}: {error}") from error
+
+
+def _check_room(num_prompt_tokens: int, config: GenerateConfig, checkpoint: "Checkpoint") -> None:
+    context = checkpoint.config.max_position_embeddings
+    if num_prompt_tokens + config.max_new_tokens > context:
+        raise DataError(
+            f"the prompt has {num_prompt_tokens} tokens and --max-new-tokens is {config.max_new_tokens}, "
+            f"expected at most {context} together, the model's context",
+            hint="shorten the prompt or lower --max-new-tokens",
+        )

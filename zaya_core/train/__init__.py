@@ -1,0 +1,1 @@
+"""Tokens into a model: objectives, optimizer, state, one fit. It never prints."""

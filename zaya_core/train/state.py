@@ -1,0 +1,61 @@
+"""Everything a resume needs: weights, optimizer, router balance, step and tokens seen.
+
+Invariant: freeze, then thaw, is bit-exact. Data order and noise are functions of the seed and the step, so the step is the
+data cursor. On disk: a checkpoint directory in master precision plus training_state/ (safetensors and JSON, nothing that runs).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zaya_core.errors import CheckpointError
+from zaya_core.io.checkpoint import Checkpoint, load_weights
+from zaya_core.io.files import read_json, write_json
+from zaya_core.model.decoder import Zaya
+from zaya_core.train.optim import RouterBalance
+
+STATE = "training_state"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class TrainState:
+    """A run at a step: `step` optimizer steps are done, over `tokens_seen` clean tokens."""
+
+    model: Zaya
+    optimizer: torch.optim.Optimizer
+    balance: RouterBalance
+    step: int = 0
+    tokens_seen: int = 0
+
+    def write(self, directory: Path) -> None:
+        """Add training_state/ to a checkpoint of the model in master precision."""
+        (directory / STATE).mkdir()
+        save_file(self._optimizer_tensors(), directory / STATE / "optimizer.safetensors")
+        write_json(directory / STATE / "state.json", {"step": self.step, "tokens_seen": self.tokens_seen})
+
+    def read(self, directory: Path) -> None:
+        """Put a written state in place of this one; names or shapes that differ are a CheckpointError."""
+        load_weights(self.model, Checkpoint.open(directory), dtype=self.model.dtype, device=self.model.device)
+        self.model.requires_grad_(True)
+        stored = load_file(directory / STATE / "optimizer.safetensors", device=str(self.model.device))
+        values = read_json(directory / STATE / "state.json")
+        self.step, self.tokens_seen = values["step"], values["tokens_seen"]
+        self.balance.first, self.balance.second = stored.pop("balance.first"), stored.pop("balance.second")
+        for name, parameter in self.model.named_parameters():
+            try:
+                self.optimizer.state[parameter] = {moment: stored.pop(f"{name}.{moment}") for moment in MOMENTS}
+            except KeyError as error:
+                raise CheckpointError(f"{directory / STATE} lacks {error.args[0]}") from error
+        if stored:
+            raise CheckpointError(f"{directory / STATE} has left over {', '.join(sorted(stored)[:5])}")
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        tensors = {"balance.first": self.balance.first, "balance.second": self.balance.second}
+        for name, parameter in self.model.named_parameters():
+            for moment in MOMENTS:
+                tensors[f"{name}.{moment}"] = self.optimizer.state[parameter][moment]
+        return tensors
