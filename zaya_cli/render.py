@@ -114,6 +114,9 @@ def table_rows(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str,
             yield from table_rows(value, depth + 1)
         elif isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
             yield from table_rows({f"{key}[{index}]": part for index, part in enumerate(value)}, depth)
+        elif isinstance(value, (list, tuple)) and any(" " in str(part) for part in value):
+            # Sentences: a line each under one key.
+            yield from ((name if index == 0 else "", str(part)) for index, part in enumerate(value))
         else:
             yield name, _cell(str(key), value)
 

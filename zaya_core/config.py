@@ -5,13 +5,16 @@ test for a plain autoregressive checkpoint. It refuses to know the other on-disk
 """
 
 import difflib
+import types
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from zaya_core.errors import ConfigError
 
 LAYER_TYPES = ("hybrid", "hybrid_sliding")
 SKIP_OUTPUTS = ("zero", "identity")
+HEADER = {"architectures": ["ZayaForCausalLM"], "model_type": "zaya"}
+JSON_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", tuple: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,19 @@ class ModelConfig:
         _refuse_legacy(values)
         known = {item.name for item in fields(cls)} - {"extra"}
         chosen = {key: values.pop(key) for key in list(values) if key in known}
+        values = {key: value for key, value in values.items() if value != HEADER.get(key)}
         chosen["rope_parameters"] = _read_rope(chosen.get("rope_parameters"))
         if chosen.get("tidar") is not None:
             chosen["tidar"] = _read_part(Tidar, "tidar", chosen["tidar"])
         for key in ("layer_types", "eos_token_id"):
             if isinstance(chosen.get(key), list):
                 chosen[key] = tuple(chosen[key])
-        _check_types(chosen)
+        _check_types(cls, "config: ", chosen)
         return cls(**chosen, extra=values)
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`, as a native config.json that transformers reads."""
-        values = {"architectures": ["ZayaForCausalLM"], "model_type": "zaya"} | self.extra
+        values = HEADER | self.extra
         for item in fields(self):
             if item.name not in ("extra", "tidar", "rope_parameters"):
                 values[item.name] = getattr(self, item.name)
@@ -174,6 +178,9 @@ def _check_geometry(config: ModelConfig) -> None:
     for name in ("cca_time0", "cca_time1"):
         _expect(getattr(config, name) == 2, name, getattr(config, name), "2, the only kernel size that ZAYA uses")
     _expect(config.num_experts_per_tok == 1, "num_experts_per_tok", config.num_experts_per_tok, "1")
+    _expect(config.rms_norm_eps > 0, "rms_norm_eps", config.rms_norm_eps, "a positive number")
+    pad = config.pad_token_id
+    _expect(pad is None or 0 <= pad < config.vocab_size, "pad_token_id", pad, f"below vocab_size ({config.vocab_size})")
     _expect(config.hidden_act == "silu", "hidden_act", config.hidden_act, "'silu'")
     _expect(config.attention_dropout == 0, "attention_dropout", config.attention_dropout, "0")
     _expect(config.skip_expert_output in SKIP_OUTPUTS, "skip_expert_output", config.skip_expert_output, str(SKIP_OUTPUTS))
@@ -191,13 +198,23 @@ def _check_geometry(config: ModelConfig) -> None:
         _expect(mask < config.vocab_size, "tidar.mask_token_id", mask, f"below vocab_size ({config.vocab_size})")
 
 
-def _check_types(values: dict[str, Any]) -> None:
-    for item in fields(ModelConfig):
-        value = values.get(item.name)
-        if item.type is int and (not isinstance(value, int) or isinstance(value, bool)) and item.name in values:
-            raise ConfigError(f"config: {item.name} is {value!r}, expected an integer")
-        if item.type is float and item.name in values and not isinstance(value, (int, float)):
-            raise ConfigError(f"config: {item.name} is {value!r}, expected a number")
+def _check_types(owner: type, place: str, values: dict[str, Any]) -> None:
+    """Each value has the type that its field of `owner` says; JSON has no tuples, and an integer is a number there."""
+    for item in fields(owner):
+        if item.name in values and not _fits(values[item.name], item.type):
+            kinds = get_args(item.type) if isinstance(item.type, types.UnionType) else (item.type,)
+            expected = " or ".join(JSON_NAMES.get(get_origin(kind) or kind, "null") for kind in kinds)
+            raise ConfigError(f"{place}{item.name} is {values[item.name]!r}, expected {expected}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, get_args(kind)[0]) for part in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
 
 
 def _refuse_legacy(values: dict[str, Any]) -> None:
@@ -218,7 +235,11 @@ def _read_rope(values: Any) -> dict[str, Rope]:
         if key not in LAYER_TYPES:
             raise ConfigError(f"config: rope_parameters.{key} is unknown, expected {' and '.join(LAYER_TYPES)}")
     # Upstream's default for a missing partial_rotary_factor is 1: the whole head rotates.
-    return {key: _read_part(Rope, f"rope_parameters.{key}", {"partial_rotary_factor": 1.0} | part) for key, part in parts.items()}
+    whole = {"partial_rotary_factor": 1.0}
+    return {
+        key: _read_part(Rope, f"rope_parameters.{key}", whole | part if isinstance(part, dict) else part)
+        for key, part in parts.items()
+    }
 
 
 def _read_part(kind: type, name: str, values: Any) -> Any:
@@ -228,6 +249,7 @@ def _read_part(kind: type, name: str, values: Any) -> Any:
     for key in values:
         if key not in known:
             raise ConfigError(f"config: {name}.{key} is unknown", hint=nearest(key, known))
+    _check_types(kind, f"config: {name}.", values)
     try:
         return kind(**values)
     except TypeError as error:

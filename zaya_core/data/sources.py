@@ -4,6 +4,8 @@ A bad row is a DataError that starts with file:line. Order is the sorted order o
 """
 
 import json
+import os
+import re
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from zaya_core.errors import DataError
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
 STDLIB, STDLIB_HELD_OUT = "stdlib", "stdlib-held-out"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one (\ud800), UTF-8 cannot hold it
 HELD_OUT_SHARE = 20  # one file in twenty
 
 
@@ -32,7 +35,7 @@ def read_documents(source: str) -> Iterator[str]:
     else:
         raise DataError(f"--data {source} does not exist", hint=f"a file, a folder, {STDLIB} or {STDLIB_HELD_OUT}")
     for file in files:
-        yield from _read_jsonl(file) if file.suffix == ".jsonl" else [_read_text(file)]
+        yield from _read_jsonl(file, "text") if file.suffix == ".jsonl" else [_read_text(file)]
 
 
 def standard_library(*, held_out: bool) -> list[Path]:
@@ -40,11 +43,14 @@ def standard_library(*, held_out: bool) -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3", "idlelib"}
     paths = []
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if skipped.isdisjoint(name.parts) and (zlib.crc32(name.as_posix().encode()) % HELD_OUT_SHARE == 0) == held_out:
-            paths.append(path)
-    return paths
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in skipped]
+        paths += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(path for path in paths if _is_held_out(path.relative_to(root)) == held_out)
+
+
+def _is_held_out(name: Path) -> bool:
+    return zlib.crc32(name.as_posix().encode()) % HELD_OUT_SHARE == 0
 
 
 def _read_text(path: Path) -> str:
@@ -54,15 +60,27 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: byte {error.start} is not UTF-8") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
+def read_prompts(path: Path) -> Iterator[str]:
+    """The prompts of a .jsonl of {"prompt": TEXT}."""
+    if not path.is_file():
+        raise DataError(f"--input {path} is not a file")
+    yield from _read_jsonl(path, "prompt")
+
+
+def _read_jsonl(path: Path, key: str) -> Iterator[str]:
+    """The strings under `key`, row by row."""
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}:{number}: byte {error.start} of the line is not UTF-8") from error
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not JSON: {error.msg}") from error
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise DataError(f'{path}:{number}: expected an object with a string "text"')
-            yield row["text"]
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                raise DataError(f'{path}:{number}: expected an object with a string "{key}"')
+            if LONE_SURROGATE.search(row[key]):
+                raise DataError(f"{path}:{number}: the text has half a surrogate pair, which is no character")
+            yield row[key]

@@ -69,10 +69,10 @@ class TextTokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Text to ids; `special` adds what the tokenizer adds at the ends (BOS), less a trailing EOS (model.md D10)."""
-        ids = self.backend.encode(text, add_special_tokens=special).ids
-        if special and ids and ids[-1] in self.ending_ids and not text.endswith(self.backend.id_to_token(ids[-1])):
-            return ids[:-1]
-        return ids
+        encoding = self.backend.encode(text, add_special_tokens=special)
+        # The mask marks what the tokenizer added itself: an end that the text spells out stays.
+        has_added_end = bool(encoding.ids) and encoding.special_tokens_mask[-1] == 1 and encoding.ids[-1] in self.ending_ids
+        return encoding.ids[:-1] if has_added_end else encoding.ids
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         """Whole documents as a model should see them: BOS as the tokenizer says, EOS; "<eos>" spelled out in a text is only text."""

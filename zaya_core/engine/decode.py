@@ -48,6 +48,14 @@ class Committed:
     finish_reason: str | None
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """Mask logits [K, V] of the block that drafts next, which began `shift` positions too early; [0, V] drafts nothing."""
+
+    shift: int
+    logits: Tensor
+
+
 @torch.inference_mode()
 def decode(model: Zaya, prompt_ids: list[int], how: Decoding, chance: Chance) -> Iterator[Committed]:
     """Yield first the token after the prefill, then what each forward commits, until the end of the text or the limit."""
@@ -55,22 +63,31 @@ def decode(model: Zaya, prompt_ids: list[int], how: Decoding, chance: Chance) ->
         raise ConfigError("the prompt has no tokens", hint="give some text, or leave out --raw so that BOS is added")
     forbidden = torch.tensor(how.forbidden, dtype=torch.int64, device=model.device)
     cache = model.new_cache(1)
-    limit = how.max_new_tokens
-    draft, first = _prefill(model, cache, prompt_ids, how, forbidden, chance)
-    committed = _cut([first], limit, how)
+    finals, proposal = _prefill(model, cache, prompt_ids, how, forbidden, chance)
+    remaining = how.max_new_tokens
     while True:
-        limit -= len(committed.finals)
+        committed = _cut(finals, remaining, how)
+        remaining -= len(committed.finals)
         yield committed
         if committed.finish_reason is not None:
             return
-        draft, finals = _step(model, cache, draft, how, forbidden, chance)
-        committed = _cut(finals, limit, how)
+        # Only now, and never more than are wanted: a draft past the end would be drawn for nothing.
+        draft = next_draft(
+            finals[-1].token_id,
+            proposal.shift,
+            proposal.logits,
+            limit=min(how.verify_length, remaining),
+            sampler=how.sampler,
+            forbidden=forbidden,
+            chance=chance,
+        )
+        finals, proposal = _step(model, cache, draft, how, forbidden, chance)
 
 
 def _prefill(
     model: Zaya, cache: Cache, prompt_ids: list[int], how: Decoding, forbidden: Tensor, chance: Chance
-) -> tuple[Draft, Final]:
-    """The prompt causally, in chunks; with the last one a masked block, whose first mask is unused, gives the first draft."""
+) -> tuple[list[Final], Proposal]:
+    """The prompt causally, in chunks; the last one carries a masked block, whose first mask is unused."""
     for begin in range(0, len(prompt_ids), PREFILL_CHUNK):
         chunk = prompt_ids[begin : begin + PREFILL_CHUNK]
         is_last = begin + PREFILL_CHUNK >= len(prompt_ids)
@@ -82,13 +99,13 @@ def _prefill(
     law = how.sampler.law(rows[:1], forbidden)
     token_id = chance.draw(law)[0]
     first = Final(token_id, log_probability(rows[0], forbidden, token_id), float(law[0, token_id].log()))
-    return next_draft(
-        token_id, 0, rows[1:], limit=how.verify_length, sampler=how.sampler, forbidden=forbidden, chance=chance
-    ), first
+    return [first], Proposal(0, rows[1:])
 
 
-def _step(model: Zaya, cache: Cache, draft: Draft, how: Decoding, forbidden: Tensor, chance: Chance) -> tuple[Draft, list[Final]]:
-    """One forward: verify `draft`, commit what was accepted, draft anew."""
+def _step(
+    model: Zaya, cache: Cache, draft: Draft, how: Decoding, forbidden: Tensor, chance: Chance
+) -> tuple[list[Final], Proposal]:
+    """One forward: verify `draft`, commit what was accepted, propose the next."""
     n, length = len(draft), how.block_length
     levels = how.proposals.levels(draft, length)
     masks = [model.config.tidar.mask_token_id] * (len(levels) * length) if levels else []
@@ -96,15 +113,13 @@ def _step(model: Zaya, cache: Cache, draft: Draft, how: Decoding, forbidden: Ten
     ar_logits = model.logits(hidden[0, :n])
     verdict = verify(draft, ar_logits, sampler=how.sampler, verifier=how.verifier, forbidden=forbidden, chance=chance)
     cache.commit(verdict.accepted)
-    first, block = verdict.finals[-1].token_id, serving_block(levels, verdict.accepted)
+    block = serving_block(levels, verdict.accepted)
     if block is None:
-        shift, block_logits = 0, ar_logits[:0]
-    else:
-        # Only the block that will be used is projected to the vocabulary.
-        begin = n + block * length
-        shift, block_logits = verdict.accepted - levels[block], model.logits(hidden[0, begin : begin + length])
-    draft = next_draft(first, shift, block_logits, limit=how.verify_length, sampler=how.sampler, forbidden=forbidden, chance=chance)
-    return draft, verdict.finals
+        return verdict.finals, Proposal(0, ar_logits[:0])
+    # Only the block that will be used is projected to the vocabulary.
+    begin = n + block * length
+    logits = model.logits(hidden[0, begin : begin + length])
+    return verdict.finals, Proposal(verdict.accepted - levels[block], logits)
 
 
 def _forward(model: Zaya, cache: Cache, token_ids: list[int], layout: Layout) -> Tensor:

@@ -57,10 +57,13 @@ class Checkpoint:
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The dtype that most of the weights have."""
+        """The dtype that most of the weights have; a CheckpointError where none is a floating-point one."""
         sizes: dict[str, int] = {}
         for info in self.tensors.values():
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.num_bytes
+            if info.dtype in TORCH_DTYPES:
+                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.num_bytes
+        if not sizes:
+            raise CheckpointError(f"{self.path} has no tensor of dtype {', '.join(TORCH_DTYPES)}")
         return TORCH_DTYPES[max(sizes, key=lambda name: sizes[name])]
 
     @property
@@ -102,6 +105,9 @@ def check_tensors(expected: dict[str, Tensor], tensors: dict[str, TensorInfo], s
             raise CheckpointError(
                 f"{source}: {name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)} by {CONFIG}"
             )
+        if tensors[name].dtype not in TORCH_DTYPES:
+            file, dtype = tensors[name].file, tensors[name].dtype
+            raise CheckpointError(f"{file}: {name} has dtype {dtype}, expected one of {', '.join(TORCH_DTYPES)}")
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from zaya_core.errors import CheckpointError, RunError
 
 
@@ -17,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds {type(values).__name__}, expected an object")
@@ -57,33 +59,35 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     check_writable(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(out.name + ".partial")
-    if aside.exists():
-        shutil.rmtree(aside)
+    _clear(aside)
     aside.mkdir()
     try:
         yield aside
         _sync_tree(aside)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in a type of its own
         shutil.rmtree(aside, ignore_errors=True)
-        raise RunError(f"writing {out} failed: {error.strerror or error}", hint="nothing was left behind") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"writing {out} failed: {reason}", hint="nothing was left behind") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    if out.exists():
-        _replace_directory(aside, out)
-    else:
-        os.rename(aside, out)
-    sync_directory(out.parent)
+    _put_in_place(aside, out)
 
 
-def _replace_directory(new: Path, out: Path) -> None:
-    """Two renames: between them `out` is absent, never half-written."""
+def _put_in_place(new: Path, out: Path) -> None:
+    """One rename, or two over something old: between them `out` is absent, never half-written."""
     old = out.with_name(out.name + ".old.partial")
-    if old.exists():
-        shutil.rmtree(old)
-    os.rename(out, old)
+    if out.exists():
+        _clear(old)
+        os.rename(out, old)
     os.rename(new, out)
-    shutil.rmtree(old)
+    sync_directory(out.parent)
+    _clear(old)
+
+
+def _clear(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
 
 
 def _sync_tree(root: Path) -> None:

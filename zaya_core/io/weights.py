@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -56,8 +57,8 @@ def read_headers(directory: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{directory / INDEX} has no weight_map")
     tensors: dict[str, TensorInfo] = {}
-    for name in sorted(set(weight_map.values())):
-        tensors |= _read_header(directory / _plain_name(name, directory / INDEX))
+    for name in sorted({_plain_name(name, directory / INDEX) for name in weight_map.values()}):
+        tensors |= _read_header(directory / name)
     wrong = [key for key, name in weight_map.items() if key not in tensors or tensors[key].file.name != name]
     if wrong or len(tensors) != len(weight_map):
         loose = wrong or sorted(set(tensors) - set(weight_map))
@@ -132,18 +133,34 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             header = json.loads(file.read(length))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except (struct.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (struct.error, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: no safetensors header ({size} bytes)") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is damaged: its header is not an object")
     header.pop("__metadata__", None)
-    tensors, end = {}, 0
-    for name, item in header.items():
-        if item["dtype"] not in ITEM_BYTES:
-            raise CheckpointError(f"{path}: {name} has dtype {item['dtype']}, expected one of {', '.join(ITEM_BYTES)}")
-        tensors[name] = TensorInfo(path, item["dtype"], tuple(item["shape"]))
-        begin, stop = item["data_offsets"]
-        if stop - begin != tensors[name].num_bytes:
-            raise CheckpointError(f"{path}: {name} {item['shape']} {item['dtype']} does not fill bytes {begin}..{stop}")
-        end = max(end, stop)
+    places = sorted((*_read_entry(path, name, item), name) for name, item in header.items())
+    end = 0
+    for begin, stop, name in places:
+        if begin != end:
+            raise CheckpointError(f"{path}: {name} starts at byte {begin}, expected {end}: tensors lie end to end")
+        end = stop
+    tensors = {name: TensorInfo(path, item["dtype"], tuple(item["shape"])) for name, item in header.items()}
     if 8 + length + end != size:
         raise CheckpointError(f"{path} is cut: {size} bytes, expected {8 + length + end}", hint="copy or download it again")
     return tensors
+
+
+def _read_entry(path: Path, name: str, item: Any) -> tuple[int, int]:
+    """First and last byte of one tensor in the header, which must have its dtype's and shape's size."""
+    try:
+        dtype, shape, (begin, stop) = item["dtype"], item["shape"], item["data_offsets"]
+        is_whole = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in (*shape, begin, stop))
+    except (KeyError, TypeError, ValueError):
+        is_whole = False
+    if not is_whole:
+        raise CheckpointError(f"{path}: {name} has the header {item!r}, expected dtype, shape and data_offsets")
+    if dtype not in ITEM_BYTES:
+        raise CheckpointError(f"{path}: {name} has dtype {dtype}, expected one of {', '.join(ITEM_BYTES)}")
+    if stop - begin != TensorInfo(path, dtype, tuple(shape)).num_bytes:
+        raise CheckpointError(f"{path}: {name} {shape} {dtype} does not fill bytes {begin}..{stop}")
+    return begin, stop

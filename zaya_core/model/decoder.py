@@ -14,6 +14,7 @@ from zaya_core.model.cache import Cache, LayerCache
 from zaya_core.model.cca import CcaAttention
 from zaya_core.model.layers import ResidualScale, RmsNorm
 from zaya_core.model.moe import MoeLayer
+from zaya_core.ops.attention import Sight, sights
 from zaya_core.ops.norm import widened
 from zaya_core.ops.rope import rotary_angles
 
@@ -36,12 +37,12 @@ class DecoderLayer(nn.Module):
         carried: Tensor | None,
         layout: Layout,
         angles: tuple[Tensor, Tensor],
-        mask: Tensor,
+        view: list[Sight],
         cache: LayerCache | None,
         routing: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Stream [B, T, D] and router state [B, T, R] of the layer below -> those of this layer."""
-        attended = self.self_attn(self.input_layernorm(stream), layout, angles, mask, cache)
+        attended = self.self_attn(self.input_layernorm(stream), layout, angles, view, cache)
         stream = self.post_attention_residual_scale(attended, stream)
         expert_output, carried = self.mlp(self.post_attention_layernorm(stream), carried, routing)
         return self.post_mlp_residual_scale(expert_output, stream), carried
@@ -65,15 +66,15 @@ class Decoder(nn.Module):
         dtype = stream.dtype
         stream = stream.to(widened(dtype))
         keys = keys_of(layout) if cache is None else cache.keys(layout)
-        masks, angles = {}, {}
+        views, angles = {}, {}
         for kind in set(self.config.layer_types):
-            masks[kind] = visible(layout, keys, self.config.window(kind))
+            views[kind] = sights(visible(layout, keys, self.config.window(kind)))
             rope = self.config.rope_parameters[kind]
             angles[kind] = rotary_angles(layout.position, self.config.head_dim, rope, dtype)
         carried = None
         for index, (kind, layer) in enumerate(zip(self.config.layer_types, self.layers, strict=True)):
             layer_cache = None if cache is None else cache.layers[index]
-            stream, carried = layer(stream, carried, layout, angles[kind], masks[kind], layer_cache, routing)
+            stream, carried = layer(stream, carried, layout, angles[kind], views[kind], layer_cache, routing)
         return self.norm(stream)
 
 

@@ -21,12 +21,12 @@ PROMPTS = (
 
 @torch.inference_mode()
 def compare(source: Checkpoint, other: Checkpoint, *, ignore: int) -> dict[str, Any]:
-    """Logits of both over the built-in prompts, the column `ignore` (the mask's) aside.
+    """Logits of both over the built-in prompts, the id `ignore` (the mask's, whose embedding is new) aside in and out.
 
     Gives max_delta_logit, max_logit, the largest KL(source || other) of a row in nats, top-1 agreement, rows, and how often the
     source chose the skip expert.
     """
-    prompts = _prompt_ids(source)
+    prompts = [[index for index in ids if index != ignore] for ids in _prompt_ids(source)]
     logits, skipped = _logits(source, prompts)
     others, _ = _logits(other, prompts)
     figures = [_difference(left, right[..., : left.shape[-1]], ignore) for left, right in zip(logits, others, strict=True)]

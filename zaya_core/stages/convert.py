@@ -116,7 +116,7 @@ def _write_weights(
     config: "ModelConfig",
     choice: "MaskChoice",
     dtype: "torch.dtype",
-    directory: Path,  # noqa: F821
+    directory: Path,
 ) -> dict[str, Any]:
     """Stream the tensors across, the vocabulary's with a new mask row; returns the record of the mask."""
     from zaya_core.io.checkpoint import write_checkpoint

@@ -1,20 +1,24 @@
 """`zaya generate`: continue a prompt with one of the three samplers."""
 
+import secrets
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zaya_core.assets import BUNDLED
+from zaya_core.data.sources import read_prompts
 from zaya_core.errors import ConfigError, DataError
 from zaya_core.events import Event, Note, Result, Text
-from zaya_core.option import check_options, option
+from zaya_core.option import check_options, flag_name, option
 
 if TYPE_CHECKING:
+    from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.engine.decode import Decoding
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.model.decoder import Zaya
-
-from zaya_core.assets import BUNDLED
 
 EXAMPLE = 'zaya generate --prompt "def main():" --sampler mix --block 16'
 AUTO_PROPOSALS = 3  # as good as all sixteen on the bundled model, at a quarter of the slots
@@ -29,6 +33,7 @@ class GenerateConfig:
         None, help="text to continue; read from stdin when neither this nor --prompt-file is given", short="p"
     )
     prompt_file: Path | None = option(None, help="file whose text is continued")
+    input: Path | None = option(None, help='.jsonl of prompts, one {"prompt": TEXT} a line')
     raw: bool = option(False, help="take the text exactly as given: no BOS, no other special token is added")
     sampler: Literal["lossless", "mix", "ar"] = option("lossless", help="exact drafts, logit mixing, or one token a forward")
     mix_weight: float = option(0.5, help="mix: weight of the AR logits; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1)
@@ -46,8 +51,9 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.prompt is not None and self.prompt_file is not None:
-            raise ConfigError("--prompt and --prompt-file exclude each other")
+        given = [name for name in ("prompt", "prompt_file", "input") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(flag_name(name) for name in given)} exclude each other")
         if self.proposals not in ("auto", "all") and not self.proposals.isdigit():
             raise ConfigError(f"--proposals is {self.proposals!r}, expected auto, all or a number")
 
@@ -62,57 +68,53 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     checkpoint = Checkpoint.open(config.model or BUNDLED)
     tokenizer = TextTokenizer(checkpoint.path)
     how = _decoding(config, checkpoint, tokenizer.known_ids)
-    prompt = _read_prompt(config)
-    prompt_ids = tokenizer.encode(prompt, special=not config.raw)
-    _check_room(len(prompt_ids), config, checkpoint)
+    prompts = _read_prompts(config)
+    rows = [tokenizer.encode(prompt, special=not config.raw) for prompt in prompts]
+    for row in rows:
+        _check_room(len(row), config, checkpoint)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device)
     model = load_model(checkpoint, dtype=dtype, device=device)
     yield Note(f"{checkpoint.path.name}: {config.sampler}, {str(dtype).removeprefix('torch.')} on {device}")
-    yield from _complete(config, model, tokenizer, prompt, prompt_ids, how)
+    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        described = {"index": index, "prompt": prompt, "seed": seed + index}
+        yield from _complete(config, model, tokenizer, described, row, how)
 
 
 def _complete(
     config: GenerateConfig,
     model: "Zaya",
-    tokenizer: "TextTokenizer",  # noqa: F821
-    prompt: str,
+    tokenizer: "TextTokenizer",
+    described: dict[str, Any],
     prompt_ids: list[int],
     how: "Decoding",
 ) -> Iterator[Event]:
-    import secrets
-    import time
-
+    """Text as it becomes final, then the Result of one prompt; `described` has its index, prompt and seed."""
     from zaya_core.data.stream import TextStream
     from zaya_core.engine.chance import SeededChance
     from zaya_core.engine.decode import decode
     from zaya_core.engine.report import Tally
 
-    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
-    tally, stream, finals, reason = Tally(), TextStream(tokenizer), [], None
+    index, tally, stream, finals = described["index"], Tally(), TextStream(tokenizer), []
     began = first_at = time.perf_counter()
-    for committed in decode(model, prompt_ids, how, SeededChance(seed)):
-        if not finals:
-            first_at = time.perf_counter()
+    for committed in decode(model, prompt_ids, how, SeededChance(described["seed"])):
+        first_at = first_at if finals else time.perf_counter()
         tally.add(committed)
         finals += committed.finals
-        reason = committed.finish_reason
-        yield Text(stream.push([final.token_id for final in committed.finals]))
-    yield Text(stream.finish())
-    stats = {"sampler": config.sampler, "num_prompt_tokens": len(prompt_ids)} | tally.stats(
-        block_length=how.block_length, prefill_seconds=first_at - began, decode_seconds=time.perf_counter() - first_at
-    )
-    values: dict[str, Any] = {
-        "index": 0,
-        "prompt": prompt,
+        yield Text(stream.push([final.token_id for final in committed.finals]), index)
+    decode_seconds = time.perf_counter() - first_at
+    yield Text(stream.finish(), index)
+    counted = tally.stats(block_length=how.block_length, prefill_seconds=first_at - began, decode_seconds=decode_seconds)
+    values = described | {
         "text": stream.text,
         "token_ids": [final.token_id for final in finals],
-        "finish_reason": reason,
-        "seed": seed,
+        "finish_reason": committed.finish_reason,
     }
     if config.logprobs:
         values |= {"logprobs": [f.logprob for f in finals], "sampled_logprobs": [f.sampled_logprob for f in finals]}
-    yield Result(values | {"stats": stats | _machine(model)})
+    stats = {"sampler": config.sampler, "num_prompt_tokens": len(prompt_ids)} | counted | _machine(model)
+    yield Result(values | {"stats": stats})
 
 
 def _machine(model: "Zaya") -> dict[str, Any]:
@@ -162,20 +164,22 @@ def _proposal_count(text: str) -> int | None:
     return AUTO_PROPOSALS if text == "auto" else int(text)
 
 
-def _read_prompt(config: GenerateConfig) -> str:
-    import sys
-
+def _read_prompts(config: GenerateConfig) -> list[str]:
     if config.prompt is not None:
-        return config.prompt
+        return [config.prompt]
+    if config.input is not None:
+        return list(read_prompts(config.input))
     try:
         if config.prompt_file is not None:
-            return config.prompt_file.read_text(encoding="utf-8")
-        return sys.stdin.read()
+            return [config.prompt_file.read_text(encoding="utf-8")]
+        return [sys.stdin.read()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--prompt-file {config.prompt_file}: {error}") from error
+        raise DataError(f"{config.prompt_file or 'stdin'}: {error}") from error
 
 
 def _check_room(num_prompt_tokens: int, config: GenerateConfig, checkpoint: "Checkpoint") -> None:
+    if num_prompt_tokens == 0:
+        raise DataError("the prompt has no tokens", hint="give some text, or leave out --raw so that BOS is added")
     context = checkpoint.config.max_position_embeddings
     if num_prompt_tokens + config.max_new_tokens > context:
         raise DataError(
