@@ -1,6 +1,7 @@
 """Writes recipes/data/heldout.jsonl: fifty prompts from standard-library files that no training run here reads.
 
-Made once and committed, so that figures stay comparable; the text is Python's own (PSF licence). Run: python recipes/heldout_prompts.py
+Made once and committed, so that figures stay comparable; the text is Python's own (PSF licence).
+Run: python recipes/heldout_prompts.py
 """
 
 import json

@@ -55,7 +55,7 @@ def visible(query: Layout, keys: Keys, window: int | None = None) -> Tensor:
 
 
 def causal(offset: Tensor, num_slots: int, block_length: int = 0) -> Layout:
-    """`num_slots` clean slots after `offset` [B] tokens of history, then one masked block of `block_length` (prefill's first draft)."""
+    """`num_slots` clean slots after `offset` [B] tokens of history, then one masked block (the prefill's first draft)."""
     if block_length == 0:
         return step(offset, num_slots, (), 0)
     return step(offset, num_slots, (num_slots,), block_length)

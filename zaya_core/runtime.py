@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` keeps the stored dtype, but for bfloat16 on a CPU without instructions for it, where float32 is several times faster."""
+    """`auto` keeps the stored dtype, but for bfloat16 on a CPU without instructions for it: float32 is several times faster."""
     if name != "auto":
         if name not in DTYPES:
             raise ConfigError(f"--dtype is {name!r}, expected auto, {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""A decode step's branches are separate sequences; a training row's blocks are the step's; any accepted prefix leaves the right cache."""
+"""A step's branches are separate sequences; a training row's blocks are the step's; any accepted prefix leaves the right cache."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_blocks_read_nothing_but_their_prefix(model):
 @torch.no_grad()
 @pytest.mark.parametrize("first", [1, 2, 3, 4])
 def test_training_row_equals_decode_steps(model, first):
-    """Every mask block of a doubled row sees exactly what a decode step after the same prefix sees, in every document of the row."""
+    """Every mask block of a doubled row sees what a decode step after the same prefix sees, in every document of the row."""
     ids = random_ids(model.config, 1, 18)
     document = torch.tensor([[0] * 11 + [1] * 7])
     position = torch.cat([torch.arange(11), torch.arange(7)])[None]

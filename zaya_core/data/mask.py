@@ -1,4 +1,4 @@
-"""Which id fills a masked slot: an id that the vocabulary already reserves where there is one, a new row only where there is none."""
+"""Which id fills a masked slot: one that the vocabulary already reserves if it can be, a new row only if nothing is free."""
 
 import re
 from dataclasses import dataclass

@@ -75,7 +75,7 @@ class TextTokenizer:
         return encoding.ids[:-1] if has_added_end else encoding.ids
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """Whole documents as a model should see them: BOS as the tokenizer says, EOS; "<eos>" spelled out in a text is only text."""
+        """Whole documents as a model should see them: BOS as the tokenizer says, EOS; "<eos>" spelled out in a text is text."""
         end = self.eos_id
         self.backend.encode_special_tokens = True
         rows = self.backend.encode_batch_fast(texts, add_special_tokens=True)

@@ -15,7 +15,7 @@ GROWTH = 256  # slots: buffers grow by whole multiples of this
 
 
 class LayerCache:
-    """One layer's K and V [B, G, capacity, N], raw latents [B, 2, C] and delayed values [B, 2, G * N / 2] of the last two tokens."""
+    """One layer: K, V [B, G, capacity, N]; raw latents [B, 2, C] and delayed values [B, 2, G * N / 2] of the last two tokens."""
 
     def __init__(self, config: ModelConfig, owner: "Cache", dtype: torch.dtype) -> None:
         rows, device = owner.lengths.numel(), owner.lengths.device

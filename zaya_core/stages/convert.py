@@ -10,6 +10,7 @@ from zaya_core.events import Event, Note, Result
 from zaya_core.option import check_options, option, resolved
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from zaya_core.config import ModelConfig
@@ -97,7 +98,7 @@ def _with_tidar(base: "ModelConfig", choice: "MaskChoice", block: int) -> "Model
     return base.with_changes(vocab_size=choice.vocab_size, tidar=Tidar(block, choice.token_id))
 
 
-def _stored_dtype(config: ConvertConfig, base: "Checkpoint") -> "torch.dtype":  # noqa: F821
+def _stored_dtype(config: ConvertConfig, base: "Checkpoint") -> "torch.dtype":
     from zaya_core.runtime import DTYPES
 
     return base.stored_dtype if config.dtype == "keep" else DTYPES[config.dtype]

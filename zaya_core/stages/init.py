@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note, Result
 from zaya_core.option import check_options, option, resolved
+
+if TYPE_CHECKING:
+    from zaya_core.config import ModelConfig
 
 EXAMPLE = "zaya init mini base/ --data stdlib"
 
@@ -73,7 +76,7 @@ def run(config: InitConfig) -> Iterator[Event]:
     yield Result(values)
 
 
-def _model_config(config: InitConfig) -> "ModelConfig":  # noqa: F821
+def _model_config(config: InitConfig) -> "ModelConfig":
     from zaya_core.config import nearest
     from zaya_core.model.init import PRESETS
 

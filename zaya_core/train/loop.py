@@ -81,10 +81,8 @@ def _batches(rows: PackedRows, options: FitOptions, step: int, device: torch.dev
 def _backward(model: Zaya, batch: Batch, batches: list[Batch], options: FitOptions, measure: bool) -> Losses:
     """Add this batch's share of the step's gradient: sums over the counts of the whole step, so that splitting changes nothing."""
     with _autocast(model, options):
-        if options.objective == "ar":
-            losses = ar_losses(model, batch)
-        else:
-            losses = tidar_losses(model, batch, with_overlap=measure)
+        is_ar = options.objective == "ar"
+        losses = ar_losses(model, batch) if is_ar else tidar_losses(model, batch, with_overlap=measure)
     ar_mean = losses.ar_sum / sum(part.num_ar_labels for part in batches)
     if options.objective == "ar":
         ar_mean.backward()

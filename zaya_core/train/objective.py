@@ -1,4 +1,4 @@
-"""What a training step minimises: the AR loss of the clean half, the one-step diffusion loss of the masked half (tidar.md section 2).
+"""What a training step minimises: the AR loss of the clean half, the one-step diffusion loss of the masked half (tidar.md 2).
 
 Sums and counts are returned, never means, so that microbatches and ranks add exactly.
 """

@@ -35,7 +35,7 @@ class Run:
     def begin(self, *, resume: str, overwrite: bool) -> Path | None:
         """Prepare OUT and return the save to resume from, or None for a fresh start.
 
-        `resume` is auto, never, or the path of a step directory. Other options than the run's are a ConfigError with the difference.
+        `resume` is auto, never, or the path of a step directory. Options other than the run's are a ConfigError.
         """
         if not (self.out / RUN_IN_PROGRESS).exists() or (resume == "never" and overwrite):
             check_writable(self.out, overwrite=overwrite)
