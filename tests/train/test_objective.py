@@ -45,7 +45,7 @@ def slow_losses(model, batch: Batch) -> tuple[torch.Tensor, int, torch.Tensor, i
             diffusion += [-masked[m, ids[begin + m]] for m in range(min(BLOCK, len(ids) - begin))]
             if whole:
                 laws = [(rows[begin + m - 1].exp(), masked[m].exp()) for m in range(1, BLOCK)]
-                overlaps.append([float(torch.minimum(p, q).sum()) for p, q in laws])
+                overlaps.append([float(torch.minimum(p, q).sum().detach()) for p, q in laws])
     return torch.stack(ar).sum(), len(ar), torch.stack(diffusion).sum(), len(diffusion), overlaps
 
 

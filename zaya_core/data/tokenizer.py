@@ -154,3 +154,17 @@ def add_token(directory: Path, token: str, index: int) -> None:
         entry = {"content": token, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
         settings["added_tokens_decoder"][str(index)] = entry
         settings_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def remove_token(directory: Path, token: str) -> None:
+    """The reverse of `add_token`."""
+    path = directory / "tokenizer.json"
+    values = read_json(path)
+    values["added_tokens"] = [item for item in values["added_tokens"] if item["content"] != token]
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
+    settings_path = directory / "tokenizer_config.json"
+    settings = read_json(settings_path) if settings_path.exists() else {}
+    if "added_tokens_decoder" in settings:
+        decoder = settings["added_tokens_decoder"]
+        settings["added_tokens_decoder"] = {key: item for key, item in decoder.items() if item["content"] != token}
+        settings_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

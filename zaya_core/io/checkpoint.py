@@ -5,7 +5,6 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, *, dtype: torch
     check_tensors(expected, checkpoint.tensors, checkpoint.path)
     for name, tensor in read_tensors(checkpoint.tensors):
         wanted = torch.promote_types(dtype, torch.float32) if name.endswith(FLOAT32_BUFFERS) else dtype
-        _assign(model, name, tensor.to(device=device, dtype=wanted))
+        assign_tensor(model, name, tensor.to(device=device, dtype=wanted))
     if checkpoint.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
 
@@ -133,15 +132,25 @@ def write_checkpoint(
     directory: Path,
     *,
     config: ModelConfig,
-    tensors: dict[str, Tensor] | Iterable[tuple[str, Tensor]],
+    tensors: dict[str, Tensor],
     dtype: torch.dtype,
     certificate: dict[str, Any],
     generation: dict[str, Any],
 ) -> None:
     """Fill `directory` (a publish's) with weights, config, generation config and certificate; the tokenizer is the caller's."""
-    pairs = tensors.items() if isinstance(tensors, dict) else tensors
-    stored = ((name, t if name.endswith(FLOAT32_BUFFERS) else t.to(dtype)) for name, t in pairs)
-    write_tensors(directory, stored)
+    write_tensors(directory, ((name, in_stored_dtype(name, tensor, dtype)) for name, tensor in tensors.items()))
+    write_metadata(directory, config=config, dtype=dtype, certificate=certificate, generation=generation)
+
+
+def in_stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as it goes to disk: balancing biases keep their float32."""
+    return tensor if name.endswith(FLOAT32_BUFFERS) else tensor.to(dtype)
+
+
+def write_metadata(
+    directory: Path, *, config: ModelConfig, dtype: torch.dtype, certificate: dict[str, Any], generation: dict[str, Any]
+) -> None:
+    """Write config, generation config and certificate."""
     write_json(directory / GENERATION, generation)
     write_json(directory / CERTIFICATE, certificate)
     write_json(directory / CONFIG, config.to_json() | {"dtype": str(dtype).removeprefix("torch.")})
@@ -162,7 +171,8 @@ def certificate(stage: str, *, parent: Checkpoint | None, options: dict[str, Any
     }
 
 
-def _assign(model: torch.nn.Module, name: str, tensor: Tensor) -> None:
+def assign_tensor(model: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Put `tensor` in the place of the parameter or buffer `name`."""
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     if leaf in owner._parameters:

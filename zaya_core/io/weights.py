@@ -85,6 +85,14 @@ def read_tensors(tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]
 
 def write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write shards of at most `max_shard_bytes` and an index; one shard is held in memory at a time."""
+    for _ in stream_tensors(directory, tensors, max_shard_bytes=max_shard_bytes):
+        pass
+
+
+def stream_tensors(
+    directory: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Iterator[int]:
+    """`write_tensors` as a generator of the bytes taken so far, to show progress; it writes only as it is consumed."""
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     total = pending_bytes = 0
@@ -96,6 +104,7 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], *, max
         pending[name] = tensor.detach().contiguous()
         pending_bytes += size
         total += size
+        yield total
     if not shards:
         save_file(pending, directory / SINGLE, metadata={"format": "pt"})
         return

@@ -1,5 +1,6 @@
-"""Are two checkpoints the same autoregressive model? Both forwards in float32, over prompts that this module carries."""
+"""Are two checkpoints the same autoregressive model? Both forwards in float32, layer by layer, over prompts carried here."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,9 +8,9 @@ from torch import Tensor
 
 from zaya_core.config import ModelConfig
 from zaya_core.data.tokenizer import TextTokenizer
-from zaya_core.io.checkpoint import Checkpoint
-from zaya_core.layout import causal
-from zaya_core.model.load import load_model
+from zaya_core.io.source import Source, SourceReader
+from zaya_core.layout import packed
+from zaya_core.model.load import streamed_model
 
 PROMPTS = (
     "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
@@ -19,53 +20,49 @@ PROMPTS = (
 )
 
 
-@torch.inference_mode()
-def compare(source: Checkpoint, other: Checkpoint, *, ignore: int) -> dict[str, Any]:
-    """Logits of both over the built-in prompts, the id `ignore` (the mask's, whose embedding is new) aside in and out.
+def compare(source: Source, other: Source, *, ignore: int | None) -> dict[str, Any]:
+    """Logits of both over the built-in prompts, the column `ignore` (the mask's) aside.
 
-    Gives max_delta_logit, max_logit, the largest KL(source || other) of a row in nats, top-1 agreement, rows, and how often the
-    source chose the skip expert.
+    Gives max_delta_logit, max_logit, the largest KL(source || other) of a row in nats, top-1 agreement, rows, how often the
+    source chose the skip expert, and whether transformers computes the same.
     """
-    prompts = [[index for index in ids if index != ignore] for ids in _prompt_ids(source)]
-    logits, skipped = _logits(source, prompts)
-    others, _ = _logits(other, prompts)
-    figures = [_difference(left, right[..., : left.shape[-1]], ignore) for left, right in zip(logits, others, strict=True)]
-    rows = sum(left.shape[0] for left in logits)
-    return {
-        "max_delta_logit": max(item[0] for item in figures),
-        "max_logit": max(item[1] for item in figures),
-        "max_kl": max(item[2] for item in figures),
-        "top1_agreement": sum(item[3] for item in figures) / rows,
-        "num_rows": rows,
-        "num_skip_choices": skipped,
-    }
+    prompts = prompt_ids(source)
+    with SourceReader(source) as reader:
+        left, skipped = prompt_logits(source.config, reader.read, prompts)
+    with SourceReader(other) as reader:
+        right, _ = prompt_logits(other.config, reader.read, prompts)
+    columns = min(left.shape[1], right.shape[1])
+    keep = torch.arange(columns) != (-1 if ignore is None else ignore)
+    return _difference(left[:, :columns][:, keep], right[:, :columns][:, keep]) | {"num_skip_choices": skipped}
 
 
-def _prompt_ids(source: Checkpoint) -> list[list[int]]:
+def prompt_ids(source: Source) -> list[list[int]]:
     """The prompts by the source's tokenizer; bytes as ids where it has none."""
-    if (source.path / "tokenizer.json").exists():
-        tokenizer = TextTokenizer(source.path)
+    path = source.checkpoint.path
+    if (path / "tokenizer.json").exists():
+        tokenizer = TextTokenizer(path)
         return [tokenizer.encode(text) for text in PROMPTS]
     return [[byte % source.config.vocab_size for byte in text.encode()] for text in PROMPTS]
 
 
-def _logits(checkpoint: Checkpoint, prompts: list[list[int]]) -> tuple[list[Tensor], int]:
-    model = load_model(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
-    rows, routing = [], []
-    for ids in prompts:
-        hidden = model(torch.tensor([ids]), causal(torch.zeros(1, dtype=torch.int64), len(ids)), routing=routing)
-        rows.append(model.logits(hidden[0]))
-    return rows, sum(int((choice == _skip_class(checkpoint.config)).sum()) for choice in routing)
+@torch.inference_mode()
+def prompt_logits(config: ModelConfig, read: Callable[[str], Tensor], prompts: list[list[int]]) -> tuple[Tensor, int]:
+    """Logits [rows, V] of all prompts packed into one row, so that each layer is read once; and the count of skip choices."""
+    document = torch.cat([torch.full((len(ids),), number) for number, ids in enumerate(prompts)])[None]
+    position = torch.cat([torch.arange(len(ids)) for ids in prompts])[None]
+    token_ids = torch.tensor([[token_id for ids in prompts for token_id in ids]])
+    model, routing = streamed_model(config, read, dtype=torch.float32), []
+    logits = model.logits(model(token_ids, packed(document, position), routing=routing)[0])
+    return logits, sum(int((choice == config.num_experts).sum()) for choice in routing)
 
 
-def _skip_class(config: ModelConfig) -> int:
-    return config.num_experts
-
-
-def _difference(left: Tensor, right: Tensor, ignore: int) -> tuple[float, float, float, float]:
-    keep = torch.arange(left.shape[-1]) != ignore
-    left, right = left[:, keep], right[:, keep]
+def _difference(left: Tensor, right: Tensor) -> dict[str, Any]:
     log_p, log_q = left.log_softmax(-1), right.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
-    agreement = (left.argmax(-1) == right.argmax(-1)).sum()
-    return float((left - right).abs().max()), float(left.abs().max()), float(kl.max()), float(agreement)
+    return {
+        "max_delta_logit": float((left - right).abs().max()),
+        "max_logit": float(left.abs().max()),
+        "max_kl": float(kl.max()),
+        "top1_agreement": float((left.argmax(-1) == right.argmax(-1)).float().mean()),
+        "num_rows": left.shape[0],
+    }

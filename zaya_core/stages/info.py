@@ -13,8 +13,6 @@ from zaya_core.events import Event, Result
 from zaya_core.option import check_options, option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from zaya_core.config import ModelConfig
     from zaya_core.io.checkpoint import Checkpoint
 
@@ -34,7 +32,10 @@ class InfoConfig:
 
 def run(config: InfoConfig) -> Iterator[Event]:
     """One Result: dialect, sizes, block and mask, lineage, and the problems found."""
-    checkpoint, dialect, decisions = _open(config.path)
+    from zaya_core.model.load import open_source
+
+    source = open_source(config.path)
+    checkpoint, dialect, decisions = source.checkpoint, source.dialect, list(source.decisions[1:])
     model, paper = checkpoint.config, checkpoint.certificate() or {}
     values = {"path": str(config.path), "dialect": dialect} | count_parameters(model)
     values |= {
@@ -53,7 +54,9 @@ def run(config: InfoConfig) -> Iterator[Event]:
 
 def count_parameters(config: "ModelConfig") -> dict[str, int]:
     """Parameters in all, and those that one token's forward touches: one expert a layer, with and without the embedding table."""
-    parameters = {name: tensor.numel() for name, tensor in _network(config).named_parameters()}
+    from zaya_core.model.load import meta_model
+
+    parameters = {name: tensor.numel() for name, tensor in meta_model(config).named_parameters()}
     total = sum(parameters.values())
     experts = sum(size for name, size in parameters.items() if ".experts." in name)
     active = total - experts + experts // config.num_experts * config.num_experts_per_tok
@@ -63,41 +66,6 @@ def count_parameters(config: "ModelConfig") -> dict[str, int]:
         "num_active_parameters": active,
         "num_active_parameters_without_embedding": active - table,
     }
-
-
-def _network(config: "ModelConfig") -> "Zaya":  # noqa: F821
-    import torch
-
-    from zaya_core.model import Zaya
-
-    with torch.device("meta"):
-        return Zaya(config)
-
-
-def _expected(config: "ModelConfig") -> "dict[str, Tensor]":
-    from zaya_core.io.checkpoint import stored_tensors
-
-    return stored_tensors(_network(config))
-
-
-def _open(path: Path) -> "tuple[Checkpoint, str, list[str]]":
-    """The checkpoint with its configuration as native, every tensor accounted for; its dialect; what reading it decided."""
-    from zaya_core.io.checkpoint import CONFIG, Checkpoint, check_tensors
-    from zaya_core.io.files import read_json
-    from zaya_core.io.legacy import native_config
-    from zaya_core.io.names import detect_dialect, native_plan
-    from zaya_core.io.weights import read_headers
-
-    if (path / CONFIG).is_file():
-        values, tensors = read_json(path / CONFIG), read_headers(path)
-        dialect, why = detect_dialect(values, tensors)
-        if dialect == "original":
-            config, report = native_config(values, tensors)
-            native_plan(tensors, config, _expected(config))
-            return Checkpoint(path, config, tensors), dialect, [why, *report]
-    checkpoint = Checkpoint.open(path)
-    check_tensors(_expected(checkpoint.config), checkpoint.tensors, path)
-    return checkpoint, "native", []
 
 
 def _lineage(paper: dict[str, Any], path: str, sha256: str | None) -> Iterator[dict[str, Any]]:

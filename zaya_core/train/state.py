@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zaya_core.errors import CheckpointError
-from zaya_core.io.checkpoint import Checkpoint, load_weights
+from zaya_core.io.checkpoint import Checkpoint, check_tensors, stored_tensors
 from zaya_core.io.files import read_json, write_json
+from zaya_core.io.weights import read_tensors
 from zaya_core.model.decoder import Zaya
 from zaya_core.train.optim import RouterBalance
 
@@ -39,8 +40,7 @@ class TrainState:
 
     def read(self, directory: Path) -> None:
         """Put a written state in place of this one; names or shapes that differ are a CheckpointError."""
-        load_weights(self.model, Checkpoint.open(directory), dtype=self.model.dtype, device=self.model.device)
-        self.model.requires_grad_(True)
+        self._copy_weights(Checkpoint.open(directory))
         stored = load_file(directory / STATE / "optimizer.safetensors", device=str(self.model.device))
         values = read_json(directory / STATE / "state.json")
         self.step, self.tokens_seen = values["step"], values["tokens_seen"]
@@ -52,6 +52,14 @@ class TrainState:
                 raise CheckpointError(f"{directory / STATE} lacks {error.args[0]}") from error
         if stored:
             raise CheckpointError(f"{directory / STATE} has left over {', '.join(sorted(stored)[:5])}")
+
+    @torch.no_grad()
+    def _copy_weights(self, checkpoint: Checkpoint) -> None:
+        """In place, because the optimizer and the balance hold these very tensors."""
+        tensors = stored_tensors(self.model)
+        check_tensors(tensors, checkpoint.tensors, checkpoint.path)
+        for name, stored in read_tensors(checkpoint.tensors):
+            tensors[name].copy_(stored)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = {"balance.first": self.balance.first, "balance.second": self.balance.second}
