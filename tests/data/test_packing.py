@@ -66,6 +66,12 @@ def test_first_is_a_phase_of_each_document():
     assert seen == set(range(1, BLOCK + 1))
 
 
+def test_the_phase_changes_with_the_epoch_where_the_row_does_not():
+    rows = make_rows(documents=[list(range(SEQ_LEN))])
+    assert rows.rows_per_epoch == 1
+    assert len(set(rows.batch(range(40)).first[:, 0].tolist())) == BLOCK
+
+
 def test_a_row_depends_on_data_seed_and_index_alone():
     whole = epoch(make_rows())
     asked = make_rows()

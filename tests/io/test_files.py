@@ -181,6 +181,11 @@ def test_single_files_are_replaced_whole(tmp_path):
     with pytest.raises(OSError), full_disk(8):
         write_text(path, "x" * 100)
     assert read_json(path) == {"a": "é"}
+    with open(path, encoding="utf-8") as reader:
+        write_json(path, {"b": 1})
+        assert "é" in reader.read(), "who had it open sees the old file whole"
+    assert read_json(path) == {"b": 1}
+    assert tree(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize(("content", "word"), [(b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "holds list"), (b"", "JSON")])

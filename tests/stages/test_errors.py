@@ -59,7 +59,7 @@ CASES = {
     "truncated for midtrain": ("midtrain {r}/cut {r}/out --objective ar --data stdlib", "model.safetensors is cut"),
     "wrong model type": ("convert {r}/llama {r}/out", "{r}/llama/config.json: model_type is 'llama', expected 'zaya'"),
     "misshapen weights": ("convert {r}/wide {r}/out", "expected [96] by config.json"),
-    "unknown option": ("convert {r}/base {r}/out --blok 8", "no such option '--blok'. Did you mean '--block'?"),
+    "unknown option": ("convert {r}/base {r}/out --blok 8", "no such option '--blok'"),
     "unknown config key": ("convert {r}/base {r}/out -c {r}/unknown.yaml", "unknown key 'blok' (did you mean block?)"),
     "wrong config value": ("convert {r}/base {r}/out -c {r}/wrong.yaml", "block is 'many', expected a whole number"),
     "no data": ("midtrain {r}/tidar {r}/out", "--data is missing"),

@@ -26,7 +26,7 @@ def compare(source: Source, other: Source, *, ignore: int | None) -> dict[str, A
     Gives max_delta_logit, max_logit, the largest KL(source || other) of a row in nats, top-1 agreement, rows, how often the
     source chose the skip expert, and whether transformers computes the same.
     """
-    prompts = prompt_ids(source)
+    prompts = [[token_id for token_id in ids if token_id != ignore] for ids in prompt_ids(source)]
     with SourceReader(source) as reader:
         left, skipped = prompt_logits(source.config, reader.read, prompts)
     with SourceReader(other) as reader:

@@ -73,6 +73,7 @@ def run(config: ConvertConfig) -> Iterator[Event]:
 
     source = open_source(config.base)
     plan = _plan_native(source) if config.to != "tidar" else _plan_tidar(config, source)
+    check_writable(config.out, overwrite=config.overwrite)
     yield Note(f"{source.dialect} dialect, because {source.decisions[0]}")
     for decision in source.decisions[1:]:
         yield Note(decision)
@@ -80,9 +81,8 @@ def run(config: ConvertConfig) -> Iterator[Event]:
     if plan.mask is not None:
         yield Note(f"mask: id {plan.mask['token_id']} ({plan.mask['token']}), because {plan.mask['why']}")
         values |= {"block": config.block, "mask_token_id": plan.mask["token_id"], "mask_token": plan.mask["token"]}
-    check_writable(config.out, overwrite=config.overwrite)
     if config.dry_run:
-        yield Result(values | {"dry_run": True, "vocab_size": plan.config.vocab_size})
+        yield Result(values | {"dry_run": True, "vocab_size": plan.config.vocab_size, "num_parameters": source.checkpoint.num_parameters})
         return
     with publish(config.out, overwrite=config.overwrite) as directory:
         parity = yield from _convert(config, source, plan, directory)

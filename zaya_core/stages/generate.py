@@ -174,7 +174,8 @@ def _read_prompts(config: GenerateConfig) -> list[str]:
             return [config.prompt_file.read_text(encoding="utf-8")]
         return [sys.stdin.read()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{config.prompt_file or 'stdin'}: {error}") from error
+        source = f"--prompt-file {config.prompt_file}" if config.prompt_file else "stdin"
+        raise DataError(f"{source} cannot be read: {error}") from error
 
 
 def _check_room(num_prompt_tokens: int, config: GenerateConfig, checkpoint: "Checkpoint") -> None:
