@@ -1,5 +1,6 @@
 """Where and how things run: device, dtype, peak memory. The one place that raises DeviceError."""
 
+import os
 import platform
 import resource
 from pathlib import Path
@@ -24,15 +25,28 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` keeps the stored dtype, but for bfloat16 on a CPU without instructions for it: float32 is several times faster."""
+def pick_dtype(name: str, stored: torch.dtype, device: torch.device, *, num_elements: int) -> torch.dtype:
+    """`auto` keeps the stored dtype, but for bfloat16 on a CPU without instructions for it: float32 is several times
+    faster there, and is taken if `num_elements` of it fit in three quarters of the free memory.
+    """
     if name != "auto":
         if name not in DTYPES:
             raise ConfigError(f"--dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     if device.type == "cpu" and stored == torch.bfloat16 and not has_fast_bfloat16():
-        return torch.float32
+        fits = 4 * num_elements < 0.75 * available_memory_bytes()
+        return torch.float32 if fits else stored
     return stored
+
+
+def available_memory_bytes() -> int:
+    """Memory that new allocations can have without swapping, as Linux estimates it; elsewhere the machine's memory."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def has_fast_bfloat16() -> bool:

@@ -1,9 +1,13 @@
 """A random network, from a preset: upstream's initialisation (model.md A12), but for the key temperature."""
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from zaya_core.config import ModelConfig, Rope
-from zaya_core.model.decoder import Zaya
+from zaya_core.io.checkpoint import stored_tensors
+from zaya_core.model.load import meta_model
 
 _ZAYA1_8B = ModelConfig()
 
@@ -73,22 +77,24 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-@torch.no_grad()
-def initialise(model: Zaya, *, generator: torch.Generator) -> None:
-    """Normal weights of `initializer_range`, zero biases, unit norms and scales, zero padding row.
+def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The stored tensors one by one: normal weights of `initializer_range`, zero biases, unit norms and scales.
 
     `temp` starts at 1: upstream's zero makes every key zero and gives the query, key and convolution weights no gradient (A3).
-    The router's MLP is scaled by its fan-in instead: at 0.02 a narrow one starts with nearly equal probabilities for all experts,
-    so that every token chooses alike and no balancing bias can part them.
+    The router's MLP is scaled by its fan-in instead: at 0.02 a narrow one starts with nearly equal probabilities for all
+    experts, so that every token chooses alike and no balancing bias can part them.
     """
-    for name, tensor in model.named_parameters():
-        if name.endswith(("scale", "norm.weight", "layernorm.weight", "temp")):
+    generator = torch.Generator().manual_seed(seed)
+    for name, shaped in stored_tensors(meta_model(config)).items():
+        tensor = torch.zeros(shaped.shape, dtype=dtype)
+        if name.endswith("balancing_biases"):
+            tensor = tensor.float()
+            tensor[-1] = -1.0
+        elif name.endswith(("scale", "norm.weight", "layernorm.weight", "temp")):
             tensor.fill_(1.0)
-        elif name.endswith("bias"):
-            tensor.zero_()
-        elif ".router_mlp." in name:
-            tensor.normal_(0.0, tensor.shape[1] ** -0.5, generator=generator)
-        else:
-            tensor.normal_(0.0, model.config.initializer_range, generator=generator)
-    if model.config.pad_token_id is not None:
-        model.model.embed_tokens.weight[model.config.pad_token_id] = 0.0
+        elif not name.endswith("bias"):
+            width = shaped.shape[-1] ** -0.5 if ".router_mlp." in name else config.initializer_range
+            tensor.normal_(0.0, width, generator=generator)
+        if name == "model.embed_tokens.weight" and config.pad_token_id is not None:
+            tensor[config.pad_token_id] = 0.0
+        yield name, tensor

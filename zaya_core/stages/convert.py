@@ -28,9 +28,7 @@ class ConvertConfig:
 
     base: Path = option(help="ZAYA checkpoint to start from, in either on-disk dialect", argument=True)
     out: Path = option(help="directory to write", argument=True)
-    to: Literal["tidar", "native", "hf"] = option(
-        "tidar", help="a TiDAR checkpoint, or a plain AR one (alias hf)"
-    )
+    to: Literal["tidar", "native", "hf"] = option("tidar", help="a TiDAR checkpoint, or a plain AR one (alias hf)")
     block: int = option(16, help="block length to train and draft with", minimum=2)
     mask_token_id: int | None = option(None, help="id of the mask; a reserved one is found by default", minimum=0)
     dtype: Literal["keep", "bfloat16", "float32"] = option("keep", help="dtype of the stored weights")
@@ -82,7 +80,9 @@ def run(config: ConvertConfig) -> Iterator[Event]:
         yield Note(f"mask: id {plan.mask['token_id']} ({plan.mask['token']}), because {plan.mask['why']}")
         values |= {"block": config.block, "mask_token_id": plan.mask["token_id"], "mask_token": plan.mask["token"]}
     if config.dry_run:
-        yield Result(values | {"dry_run": True, "vocab_size": plan.config.vocab_size, "num_parameters": source.checkpoint.num_parameters})
+        yield Result(
+            values | {"dry_run": True, "vocab_size": plan.config.vocab_size, "num_parameters": source.checkpoint.num_parameters}
+        )
         return
     with publish(config.out, overwrite=config.overwrite) as directory:
         parity = yield from _convert(config, source, plan, directory)

@@ -40,6 +40,6 @@ def run(config: EnvConfig) -> Iterator[Event]:
             "cuda": torch.version.cuda,
             "accelerators": accelerators,
             "auto_device": str(device),
-            "auto_dtype": str(pick_dtype("auto", torch.bfloat16, device)).removeprefix("torch."),
+            "auto_dtype": str(pick_dtype("auto", torch.bfloat16, device, num_elements=0)).removeprefix("torch."),
         }
     )

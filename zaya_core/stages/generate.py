@@ -73,7 +73,7 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     for row in rows:
         _check_room(len(row), config, checkpoint)
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device)
+    dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     model = load_model(checkpoint, dtype=dtype, device=device)
     yield Note(f"{checkpoint.path.name}: {config.sampler}, {str(dtype).removeprefix('torch.')} on {device}")
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zaya_core.errors import ConfigError
-from zaya_core.events import Event, Note, Result
+from zaya_core.events import Event, Note, Progress, Result
 from zaya_core.option import check_options, option, resolved
 
 if TYPE_CHECKING:
@@ -38,38 +38,30 @@ class InitConfig:
 
 def run(config: InitConfig) -> Iterator[Event]:
     """Write the checkpoint; the last event is a Result with its size."""
-    import torch
-
-    from zaya_core.io.checkpoint import certificate, stored_tensors, write_checkpoint
+    from zaya_core.io.checkpoint import certificate, write_metadata
     from zaya_core.io.files import check_writable, publish
-    from zaya_core.model.decoder import Zaya
-    from zaya_core.model.init import initialise
+    from zaya_core.io.weights import stream_tensors
+    from zaya_core.model.init import random_tensors
+    from zaya_core.model.load import meta_model
     from zaya_core.runtime import DTYPES
 
-    model_config = _model_config(config)
-    with torch.device("meta"):
-        size = sum(p.numel() for p in Zaya(model_config).parameters())
-    values = {"path": str(config.out), "preset": config.preset, "num_parameters": size, "dtype": config.dtype}
+    model_config, dtype = _model_config(config), DTYPES[config.dtype]
+    num_parameters = sum(parameter.numel() for parameter in meta_model(model_config).parameters())
+    num_bytes = num_parameters * dtype.itemsize
+    values = {"path": str(config.out), "preset": config.preset, "num_parameters": num_parameters, "dtype": config.dtype}
     check_writable(config.out, overwrite=config.overwrite)
     if config.dry_run:
-        yield Result(values | {"dry_run": True, "bytes": size * DTYPES[config.dtype].itemsize})
+        yield Result(values | {"dry_run": True, "weight_bytes": num_bytes})
         return
     with publish(config.out, overwrite=config.overwrite) as directory:
         if not config.no_tokenizer:
             yield from _write_tokenizer(config, model_config.vocab_size, directory)
-        yield Note(f"{size:,} random weights")
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(DTYPES[config.dtype])
-        try:
-            model = Zaya(model_config)
-        finally:
-            torch.set_default_dtype(default)
-        initialise(model, generator=torch.Generator().manual_seed(config.seed))
-        write_checkpoint(
+        for done in stream_tensors(directory, random_tensors(model_config, seed=config.seed, dtype=dtype)):
+            yield Progress("init", done, max(done, num_bytes), "B")
+        write_metadata(
             directory,
             config=model_config,
-            tensors=stored_tensors(model),
-            dtype=DTYPES[config.dtype],
+            dtype=dtype,
             certificate=certificate("init", parent=None, options=resolved(config), metrics={}),
             generation={"eos_token_id": list(model_config.eos_token_ids), "do_sample": True, "temperature": 1.0},
         )
