@@ -146,7 +146,7 @@ def zaya_lines(script):
     for line in script.replace("\\\n", " ").splitlines():
         words = None
         for word in shell_words(line):
-            if set(word) <= set("();<>|&"):
+            if set(word) <= set("();<>|&]"):  # ] ends a test such as [ -x bin/zaya ]
                 yield from [words] if words else []
                 words = None
             elif words is not None:
@@ -169,6 +169,8 @@ def shell_words(line):
 
 def unknown_words(words):
     """What the command line would refuse by name: the command, or options that it does not have."""
+    if words[0] in ("-h", "--help", "--version"):
+        return []
     if words[0].replace("_", "-") not in NAMES:
         return [words[0]]
     known = {"-h", "--help"}
@@ -183,15 +185,15 @@ SCRIPT = """
 "$BIN/zaya" init tiny \\
   "$OUT" --seed 1 > log && run zaya convrt a b; .venv/bin/zaya convert --blok 4 $(x --y) | cat --z
 text="$(zaya generate --promt 'a b')"
-echo "zaya is a program"; command -v zaya
+echo "zaya is a program"; command -v zaya; [ -x bin/zaya ]; [[ -x zaya ]] && zaya --version; zaya --vresion
 """
 
 
 def test_the_recipe_reader_finds_mistakes():
     lines = list(zaya_lines(SCRIPT))
-    assert [words[0] for words in lines] == ["init", "convrt", "convert", "generate"]
+    assert [words[0] for words in lines] == ["init", "convrt", "convert", "generate", "--version", "--vresion"]
     assert lines[0] == ["init", "tiny", "$OUT", "--seed", "1"]
-    assert [unknown_words(words) for words in lines] == [[], ["convrt"], ["--blok"], ["--promt"]]
+    assert [unknown_words(words) for words in lines] == [[], ["convrt"], ["--blok"], ["--promt"], [], ["--vresion"]]
 
 
 def test_recipes_name_real_commands_and_options():

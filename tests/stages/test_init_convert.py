@@ -37,7 +37,7 @@ def run_convert(base, out, **options):
 )
 def test_published_sizes(tmp_path, preset, size):
     values = run(init, init.InitConfig(preset, tmp_path / "out", no_tokenizer=True, dry_run=True))
-    assert (values["num_parameters"], values["bytes"], values["dry_run"]) == (size, 2 * size, True)
+    assert (values["num_parameters"], values["weight_bytes"], values["dry_run"]) == (size, 2 * size, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,7 +26,7 @@ TOLERANCE = 1e-5  # largest |delta logit| over largest |logit|, in float32
 class ConvertConfig:
     """Options of `zaya convert`."""
 
-    base: Path = option(help="ZAYA checkpoint to start from, in either on-disk dialect", argument=True)
+    base: Path = option(help="ZAYA checkpoint in either on-disk dialect: a directory or a Hugging Face id", argument=True)
     out: Path = option(help="directory to write", argument=True)
     to: Literal["tidar", "native", "hf"] = option("tidar", help="a TiDAR checkpoint, or a plain AR one (alias hf)")
     block: int = option(16, help="block length to train and draft with", minimum=2)
@@ -67,9 +67,10 @@ class Plan:
 def run(config: ConvertConfig) -> Iterator[Event]:
     """Write the checkpoint and its conversion_report.json; the Result holds the decisions and the parity with the source."""
     from zaya_core.io.files import check_writable, publish
+    from zaya_core.io.hub import checkpoint_path
     from zaya_core.model.load import open_source
 
-    source = open_source(config.base)
+    source = open_source(checkpoint_path(config.base))
     plan = _plan_native(source) if config.to != "tidar" else _plan_tidar(config, source)
     check_writable(config.out, overwrite=config.overwrite)
     yield Note(f"{source.dialect} dialect, because {source.decisions[0]}")

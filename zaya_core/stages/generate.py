@@ -28,7 +28,7 @@ AUTO_PROPOSALS = 3  # as good as all sixteen on the bundled model, at a quarter 
 class GenerateConfig:
     """Options of `zaya generate`."""
 
-    model: Path | None = option(None, help="checkpoint directory; the bundled tiny model by default", argument=True)
+    model: Path | None = option(None, help="checkpoint directory or Hugging Face id; the bundled model by default", argument=True)
     prompt: str | None = option(
         None, help="text to continue; read from stdin when neither this nor --prompt-file is given", short="p"
     )
@@ -62,10 +62,11 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     """Text events as tokens become final, then one Result in the form of conventions.md."""
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.io.hub import checkpoint_path
     from zaya_core.model.load import load_model
     from zaya_core.runtime import pick_device, pick_dtype
 
-    checkpoint = Checkpoint.open(config.model or BUNDLED)
+    checkpoint = Checkpoint.open(checkpoint_path(config.model) if config.model else BUNDLED)
     tokenizer = TextTokenizer(checkpoint.path)
     how = _decoding(config, checkpoint, tokenizer.known_ids)
     prompts = _read_prompts(config)

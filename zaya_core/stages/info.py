@@ -35,11 +35,8 @@ def run(config: InfoConfig) -> Iterator[Event]:
     from zaya_core.model.load import open_source
 
     source = open_source(config.path)
-    checkpoint, dialect, decisions = (
-        source.checkpoint,
-        source.dialect,
-        list(source.decisions) if source.dialect == "original" else [],
-    )
+    checkpoint, dialect = source.checkpoint, source.dialect
+    decisions = list(source.decisions) if dialect == "original" else []
     model, paper = checkpoint.config, checkpoint.certificate() or {}
     values = {"path": str(config.path), "dialect": dialect} | count_parameters(model)
     values |= {
