@@ -47,4 +47,6 @@ def given_mask(token_id: int, tokenizer: TextTokenizer | None, vocab_size: int) 
     if token_id >= vocab_size:
         raise ConfigError(f"--mask-token-id is {token_id}, expected below the vocabulary's {vocab_size}")
     token = tokenizer.backend.id_to_token(token_id) if tokenizer else None
-    return MaskChoice(token_id, token, False, vocab_size, "--mask-token-id")
+    is_word = token is not None and token not in MASK_NAMES and not RESERVED_NAME.fullmatch(token)
+    why = f"--mask-token-id, although it is the word {token!r}, whose embedding is lost" if is_word else "--mask-token-id"
+    return MaskChoice(token_id, token, False, vocab_size, why)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from zaya_core.config import ModelConfig, Rope
-from zaya_core.io.checkpoint import stored_tensors
 from zaya_core.model.load import meta_model
 
 _ZAYA1_8B = ModelConfig()
@@ -85,7 +84,9 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
     experts, so that every token chooses alike and no balancing bias can part them.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, shaped in stored_tensors(meta_model(config)).items():
+    model = meta_model(config)
+    # Named once each: a tied head is the embedding, and is not stored.
+    for name, shaped in (*model.named_parameters(), *model.named_buffers()):
         tensor = torch.zeros(shaped.shape, dtype=dtype)
         if name.endswith("balancing_biases"):
             tensor = tensor.float()
