@@ -9,9 +9,9 @@ trap 'rm -rf "$work"' EXIT
 
 echo "== the chain, at toy size =="
 zaya init tiny "$work/base" --data stdlib --dtype float32
-zaya midtrain "$work/base" "$work/ar" --objective ar --data stdlib --max-steps 150 --seq-len 256 --batch-size 8 --lr 3e-3 --quiet
+zaya midtrain "$work/base" "$work/ar" --objective ar --data stdlib --max-steps 150 --seq-len 256 --batch-size 8 --lr 3e-3
 zaya convert "$work/ar" "$work/tidar" --block 16
-zaya midtrain "$work/tidar" "$work/toy" --data stdlib --max-steps 150 --seq-len 256 --batch-size 8 --lr 3e-3 --quiet
+zaya midtrain "$work/tidar" "$work/toy" --data stdlib --max-steps 150 --seq-len 256 --batch-size 8 --lr 3e-3
 
 echo "== the bundled model continues some code =="
 zaya generate --prompt $'import os\n\ndef list_files(path):\n' --sampler lossless --max-new-tokens 60 --temperature 0

@@ -13,7 +13,10 @@ def row(path: Path) -> tuple[float, float, int]:
     """Tokens per forward, tokens per second and the number of completions of one file."""
     stats = [json.loads(line)["stats"] for line in path.read_text(encoding="utf-8").splitlines()]
     later = sum(item["num_tokens"] - 1 for item in stats)
-    return later / sum(item["num_forwards"] for item in stats), later / sum(item["decode_seconds"] for item in stats), len(stats)
+    forwards = sum(item["num_forwards"] for item in stats)
+    if forwards == 0:
+        sys.exit(f"{path}: every text ended with its first token; there is nothing to measure")
+    return later / forwards, later / sum(item["decode_seconds"] for item in stats), len(stats)
 
 
 def main(arguments: list[str]) -> None:

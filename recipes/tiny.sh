@@ -5,6 +5,9 @@
 set -euo pipefail
 work=${1:?usage: recipes/tiny.sh WORKDIR}
 mkdir -p "$work"
+work=$(cd "$work" && pwd)
+cd "$(dirname "$0")/.."
+. recipes/setup.sh
 [ -d "$work/base" ] || zaya init mini "$work/base" --data stdlib
 zaya midtrain "$work/base" "$work/ar" --objective ar --data stdlib \
   --max-steps 1200 --seq-len 512 --batch-size 8 --lr 1.5e-3

@@ -30,6 +30,11 @@ class Layout:
     prev: Tensor  # predecessor, index into [HISTORY | slots]
     num_clean: int
 
+    def slots_of(self, queries: slice) -> "Layout":
+        """Some of the slots, as queries only: `prev` still indexes the whole forward."""
+        parts = {f.name: getattr(self, f.name)[:, queries] for f in fields(self) if f.name != "num_clean"}
+        return Layout(**parts, num_clean=self.num_clean)
+
     def to(self, device: torch.device) -> "Layout":
         """The same layout on another device."""
         return Layout(**{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})

@@ -1,11 +1,9 @@
 """A run that is killed and resumed ends in the same bits as one that is not."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,24 @@ from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.stages.midtrain import MidtrainConfig, run
 
 STEPS = 6
+
+# argv: the end of a path, a signal's number, and a zaya command. Sends itself the signal when that path is first made or opened.
+SELF_SIGNAL = """
+import os, sys
+from zaya_cli.app import main
+
+moment, number, armed = sys.argv[1], int(sys.argv[2]), True
+
+def watch(event, arguments):
+    global armed
+    path = {"os.rename": 1, "os.mkdir": 0, "open": 0}.get(event)
+    if armed and path is not None and str(arguments[path]).endswith(moment):
+        armed = False
+        os.kill(os.getpid(), number)
+
+sys.addaudithook(watch)
+sys.exit(main(sys.argv[3:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,56 +75,87 @@ def figures(out: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "zaya_cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.002)
+def run_with_signal(command: list[str], moment: str, number: int) -> subprocess.CompletedProcess:
+    """Run a command that sends itself a signal at its first rename to, or mkdir of, a path that ends with `moment`."""
+    child = [sys.executable, "-c", SELF_SIGNAL, moment, str(int(number)), *command]
+    return subprocess.run(child, check=False, capture_output=True, text=True, timeout=300)
 
 
 def test_killed_after_three_steps_and_resumed(tidar, unbroken, tmp_path):
     out = tmp_path / "killed"
-    process = start(arguments(tidar, out))
-    wait_for(out / "checkpoints" / "step-3", process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    killed = run_with_signal(arguments(tidar, out), "step-4.partial", signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    assert (out / "checkpoints" / "LATEST").read_text() == "step-3\n"
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         Checkpoint.open(out)
     assert main([*arguments(tidar, out), "-q"]) == 0
     same_result(unbroken, out)
 
 
-def test_killed_in_the_middle_of_a_save(tidar, unbroken, tmp_path):
-    """The moment a save's aside directory appears is inside the save; what it leaves is cleared, the save before it serves."""
+@pytest.mark.parametrize("moment", ["step-2.partial/training_state", "step-2", "step-4.partial/config.json", "result/config.json"])
+def test_killed_in_the_middle_of_a_save(tidar, unbroken, tmp_path, moment):
+    """What the kill leaves is never opened; the save before it serves, or the start."""
     out = tmp_path / "killed"
-    for step in (2, 4):
-        process = start(arguments(tidar, out))
-        wait_for(out / "checkpoints" / f"step-{step}.partial", process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        for path in (out / "checkpoints").glob("step-*"):
-            if path.suffix != ".partial":
-                Checkpoint.open(path)
+    assert run_with_signal(arguments(tidar, out), moment, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert not (out / "config.json").exists()
+    for path in (out / "checkpoints").glob("step-*"):
+        if path.suffix != ".partial":
+            Checkpoint.open(path)
     assert main([*arguments(tidar, out), "-q"]) == 0
     same_result(unbroken, out)
 
 
-def test_sigterm_saves_and_exits_143(tidar, unbroken, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_signal_saves_and_exits_with_its_code(tidar, unbroken, tmp_path, number):
     out = tmp_path / "terminated"
-    process = start([*arguments(tidar, out, **{"save-every": 100})])
-    wait_for(out / "metrics.jsonl", process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 143
-    error = process.stderr.read().decode().strip().splitlines()[-1]
-    assert "rerun the same command" in error
-    assert list((out / "checkpoints").glob("step-*"))
+    stopped = run_with_signal(arguments(tidar, out, **{"save-every": 100}), "metrics.jsonl", number)
+    assert stopped.returncode == 128 + number
+    assert "rerun the same command" in stopped.stderr.strip().splitlines()[-1]
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-1"]
     assert main([*arguments(tidar, out, **{"save-every": 1}), "-q"]) == 0
     same_result(unbroken, out)
+
+
+def test_resuming_from_an_earlier_save_rewinds(tidar, unbroken, tmp_path):
+    out = tmp_path / "rewound"
+    many = {"save-total-limit": 9}
+    assert main([*arguments(tidar, out, **many), "-q"]) == 0
+    (out / "config.json").unlink()
+    assert main([*arguments(tidar, out, **many), "-q", "--resume", str(out / "checkpoints" / "step-2")]) == 0
+    same_result(unbroken, out)
+    (out / "config.json").unlink()
+    assert main([*arguments(tidar, out, **many), "-q", "--resume", str(out / "checkpoints" / "step-77")]) == 2
+
+
+def test_changed_data_is_not_resumed(tidar, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven eight nine ten\n" * 40)
+    assert main([*arguments(tidar, tmp_path / "out", data=text), "-q"]) == 0
+    (tmp_path / "out" / "config.json").unlink()
+    text.write_text("ten nine eight seven six five four three two one\n" * 40)
+    assert main([*arguments(tidar, tmp_path / "out", data=text), "-q"]) == 2
+    assert "data_sha256 was" in capsys.readouterr().err
+
+
+def test_out_must_not_hold_what_the_run_reads(tidar, tmp_path):
+    before = sorted(path.name for path in (tidar / "tidar").iterdir())
+    for out in (tidar / "tidar", tidar):
+        assert main([*arguments(tidar, out), "--overwrite", "-q"]) == 2
+    assert sorted(path.name for path in (tidar / "tidar").iterdir()) == before
+
+
+def test_a_bad_device_leaves_nothing(tidar, tmp_path):
+    assert main([*arguments(tidar, tmp_path / "out"), "--device", "cuda:77", "-q"]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_block_are_no_error(tidar, tmp_path):
+    """Rows of four tokens with blocks of four: the phase often leaves no block at all."""
+    options = {"max_steps": 12, "seq_len": 4, "batch_size": 1, "log_every": 1}
+    list(run(MidtrainConfig(tidar / "tidar", tmp_path / "out", data=(str(tidar / "text"),), **options)))
+    rows = figures(tmp_path / "out")
+    assert any("acceptance_length" not in row for row in rows)
+    assert all(row["loss"] > 0 for row in rows)
 
 
 def test_a_finished_run_says_so_and_other_options_are_refused(tidar, unbroken, capsys):
@@ -138,7 +185,7 @@ def test_accumulated_batches_equal_one_large_batch(tidar, tmp_path):
     """Losses are divided by the counts of the whole step: splitting a step changes rounding only."""
     losses = []
     for size, parts in ((4, 1), (1, 4)):
-        options = {"max_steps": 3, "seq_len": 48, "batch_size": size, "gradient_accumulation_steps": parts, "seed": 3}
+        options = {"max_steps": 1, "seq_len": 48, "batch_size": size, "gradient_accumulation_steps": parts, "seed": 3}
         config = MidtrainConfig(tidar / "tidar", tmp_path / str(size), data=(str(tidar / "text"),), **options)
         list(run(config))
         losses.append([(row["ar_loss"], row["diffusion_loss"], row["grad_norm"]) for row in figures(tmp_path / str(size))])

@@ -25,8 +25,7 @@ class MaskChoice:
 
 def choose_mask(tokenizer: TextTokenizer, vocab_size: int) -> MaskChoice:
     """A mask token by name, else a reserved one, else a row that no token uses, else a new row."""
-    if tokenizer.num_ids > vocab_size:
-        raise ConfigError(f"the tokenizer has {tokenizer.num_ids} ids, the embedding {vocab_size} rows")
+    _check_fit(tokenizer, vocab_size)
     vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
     for name in MASK_NAMES:
         if name in vocabulary:
@@ -46,7 +45,15 @@ def given_mask(token_id: int, tokenizer: TextTokenizer | None, vocab_size: int) 
     """The user's choice; an id that the embedding lacks is a ConfigError."""
     if token_id >= vocab_size:
         raise ConfigError(f"--mask-token-id is {token_id}, expected below the vocabulary's {vocab_size}")
+    if tokenizer is not None:
+        _check_fit(tokenizer, vocab_size)
     token = tokenizer.backend.id_to_token(token_id) if tokenizer else None
-    is_word = token is not None and token not in MASK_NAMES and not RESERVED_NAME.fullmatch(token)
-    why = f"--mask-token-id, although it is the word {token!r}, whose embedding is lost" if is_word else "--mask-token-id"
-    return MaskChoice(token_id, token, False, vocab_size, why)
+    if token is not None and token not in MASK_NAMES and not RESERVED_NAME.fullmatch(token):
+        hint = "a conversion would lose its embedding; give an id that no text uses"
+        raise ConfigError(f"--mask-token-id is {token_id}, which the tokenizer uses for {token!r}", hint=hint)
+    return MaskChoice(token_id, token, False, vocab_size, "--mask-token-id")
+
+
+def _check_fit(tokenizer: TextTokenizer, vocab_size: int) -> None:
+    if tokenizer.num_ids > vocab_size:
+        raise ConfigError(f"the tokenizer has {tokenizer.num_ids} ids, the embedding {vocab_size} rows")

@@ -4,8 +4,8 @@ Each epoch shuffles the documents, lays them end to end and cuts rows of `seq_le
 next row as a document of its own: positions restart, and neither attention nor CCA crosses the cut.
 """
 
+import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -57,6 +57,13 @@ class PackedRows:
         self.lengths = lengths
         self.seq_len, self.block_length, self.seed = seq_len, block_length, seed
         self.rows_per_epoch = self.num_tokens // seq_len
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def sha256(self) -> str:
+        """Of the token ids and the documents' lengths: what a resumed run must find again."""
+        digest = hashlib.sha256(self.token_ids.tobytes())
+        digest.update(self.lengths.tobytes())
+        return digest.hexdigest()
 
     def batch(self, indices: range) -> Batch:
         """The rows of some global sample indices."""
@@ -65,7 +72,7 @@ class PackedRows:
 
     def _row(self, index: int) -> tuple[np.ndarray, ...]:
         epoch, place = divmod(index, self.rows_per_epoch)
-        order, ends = _epoch_order(self, epoch)
+        order, ends = self._order(epoch)
         begin, stop = place * self.seq_len, (place + 1) * self.seq_len
         token_ids = np.empty(self.seq_len, dtype=np.int64)
         document, position, first = (np.empty(self.seq_len, dtype=np.int64) for _ in range(3))
@@ -83,9 +90,9 @@ class PackedRows:
             begin, filled, which, number = begin + count, filled + count, which + 1, number + 1
         return token_ids, document, position, first
 
-
-@lru_cache(maxsize=2)
-def _epoch_order(rows: PackedRows, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The epoch's permutation of documents and the running end of each."""
-    order = np.random.default_rng([rows.seed, 0, epoch]).permutation(len(rows.lengths))
-    return order, np.cumsum(rows.lengths[order])
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's permutation of documents and the running end of each; the latest epoch's is kept."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.lengths))
+            self._epoch = (epoch, order, np.cumsum(self.lengths[order]))
+        return self._epoch[1:]

@@ -90,12 +90,16 @@ class TextTokenizer:
         """The id of a token, None if there is none."""
         return self.backend.token_to_id(token)
 
+    def special_id(self, role: str) -> int | None:
+        """The id of `eos_token`, `bos_token` or `pad_token` by tokenizer_config.json."""
+        token = self.settings.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        return self.id_of(token) if token else None
+
     @property
     def eos_id(self) -> int:
-        """The id that ends a document, by tokenizer_config.json."""
-        token = self.settings.get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        found = self.id_of(token) if token else None
+        """The id that ends a document."""
+        found = self.special_id("eos_token")
         if found is None:
             raise CheckpointError(f"{self.directory / 'tokenizer_config.json'} names no eos_token of the vocabulary")
         return found

@@ -43,10 +43,10 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def check_writable(out: Path, *, overwrite: bool) -> None:
-    """Refuse to write over something: a file, or a directory with anything in it (unless `overwrite`)."""
+    """Refuse to write over something: a file, or a directory with anything in it but a killed run's *.partial."""
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file, expected a directory to write")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if out.is_dir() and any(path.suffix != ".partial" for path in out.iterdir()) and not overwrite:
         raise CheckpointError(f"{out} is not empty", hint="choose another directory or give --overwrite")
 
 
@@ -56,6 +56,7 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     A kill leaves at most `out.partial`, which nobody opens and the next run clears.
     """
+    out = out.absolute()  # "." has no name to put ".partial" behind
     check_writable(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(out.name + ".partial")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zaya_core.errors import CheckpointError
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Weights as safetensors only, and JSON: nothing that could run code is even fetched.
 PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
 
@@ -19,7 +19,7 @@ def checkpoint_path(name: Path) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         hint = "check the spelling, the network, or HF_HUB_OFFLINE"
         raise CheckpointError(f"{name} is no directory, and cannot be had from the hub: {_first_line(error)}", hint=hint) from error
 

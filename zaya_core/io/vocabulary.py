@@ -10,15 +10,16 @@ VOCABULARY = (EMBEDDING, HEAD, HEAD_BIAS)
 
 
 def with_mask_row(name: str, tensor: Tensor, *, token_id: int, rows: int, num_used: int) -> Tensor:
-    """[V, ...] -> [rows, ...]: new rows are zero, and the mask's is the mean of the rows that tokens use.
+    """[V, ...] -> [rows, ...]: the mask's row and all new rows are the mean of the rows that tokens use.
 
+    A mean row's logit is the mean of the others, never the largest, so that an engine which knows of no mask does not choose it.
     The rest of the embedding is untouched; a head's row changes only where it is new.
     """
     old = tensor.shape[0]
-    grown = torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype)
-    grown[:old] = tensor
-    if name == EMBEDDING or token_id >= old:
-        grown[token_id] = tensor[: min(old, num_used)].float().mean(0).to(tensor.dtype)
+    mean = tensor[: min(old, num_used)].float().mean(0).to(tensor.dtype)
+    grown = torch.cat([tensor, mean.expand(rows - old, *tensor.shape[1:])])
+    if name == EMBEDDING:
+        grown[token_id] = mean
     return grown
 
 

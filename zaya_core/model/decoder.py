@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
-from zaya_core.layout import Layout, keys_of, visible
+from zaya_core.layout import Layout, keys_of
 from zaya_core.model.cache import Cache, LayerCache
 from zaya_core.model.cca import CcaAttention
 from zaya_core.model.layers import ResidualScale, RmsNorm
@@ -68,7 +68,7 @@ class Decoder(nn.Module):
         keys = keys_of(layout) if cache is None else cache.keys(layout)
         views, angles = {}, {}
         for kind in set(self.config.layer_types):
-            views[kind] = sights(visible(layout, keys, self.config.window(kind)))
+            views[kind] = sights(layout, keys, self.config.window(kind))
             rope = self.config.rope_parameters[kind]
             angles[kind] = rotary_angles(layout.position, self.config.head_dim, rope, dtype)
         carried = None

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zaya_core.layout import Keys, Layout, visible
+
 QUERY_CHUNK = 128  # queries that share a choice of keys
 
 
@@ -18,21 +20,21 @@ class Sight:
     mask: Tensor
 
 
-def sights(mask: Tensor) -> list[Sight]:
-    """[B, T, S] bool -> the same visibility in chunks of queries.
+def sights(query: Layout, keys: Keys, window: int | None) -> list[Sight]:
+    """The visibility rule in chunks of queries, so that no [T, S] mask of a long row ever exists.
 
     A chunk of a causal row drops the keys after it; a chunk of masked blocks also drops all other blocks. That halves the work of
     a long prefill, and makes a training row cost about twice its clean half instead of four times.
     """
-    slots = mask.shape[1]
+    slots = query.position.shape[1]
     if slots <= QUERY_CHUNK:
-        return [Sight(slice(0, slots), None, mask[:, None])]
+        return [Sight(slice(0, slots), None, visible(query, keys, window)[:, None])]
     parts = []
     for begin in range(0, slots, QUERY_CHUNK):
         queries = slice(begin, begin + QUERY_CHUNK)
-        part = mask[:, queries]
-        keys = part.any(1).any(0).nonzero().flatten()
-        parts.append(Sight(queries, keys, part.index_select(2, keys)[:, None]))
+        mask = visible(query.slots_of(queries), keys, window)
+        seen = mask.any(1).any(0).nonzero().flatten()
+        parts.append(Sight(queries, seen, mask.index_select(2, seen)[:, None]))
     return parts
 
 

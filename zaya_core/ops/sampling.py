@@ -22,8 +22,8 @@ class Sampler:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ConfigError(f"temperature is {self.temperature}, expected at least 0")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}, expected a number of at least 0")
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}, expected at least 0")
         if not 0 < self.top_p <= 1:

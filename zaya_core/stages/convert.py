@@ -102,7 +102,7 @@ def _convert(config: ConvertConfig, source: "Source", plan: Plan, directory: Pat
     generation = source.checkpoint.generation_config()
     with ThreadPoolExecutor(1) as pool:  # hashing the source beside the writing: hashlib releases the interpreter's lock
         paper = pool.submit(certificate, "convert", parent=source.checkpoint, options=resolved(config), metrics={})
-        tensors = yield from _write_weights(source, plan, dtype, directory)
+        tensors = yield from _write_weights(source, plan, None if config.dtype == "keep" else dtype, directory)
         write_metadata(directory, config=plan.config, dtype=dtype, certificate={}, generation=generation)
         _write_tokenizer(source, plan, directory)
         ignored = (plan.mask or plan.undo or {}).get("token_id")
@@ -165,8 +165,8 @@ def _mask_record(paper: dict[str, Any] | None) -> dict[str, Any] | None:
     return None
 
 
-def _write_weights(source: "Source", plan: Plan, dtype: "torch.dtype", directory: Path) -> Iterator[Event]:
-    """Stream the tensors across with progress in bytes; returns each one's dtype, shape and SHA-256."""
+def _write_weights(source: "Source", plan: Plan, dtype: "torch.dtype | None", directory: Path) -> Iterator[Event]:
+    """Stream the tensors across with progress in bytes; returns each one's dtype, shape and SHA-256. No dtype keeps theirs."""
     from zaya_core.io.checkpoint import in_stored_dtype
     from zaya_core.io.source import SourceReader, tensor_sha256
     from zaya_core.io.weights import stream_tensors
@@ -175,7 +175,8 @@ def _write_weights(source: "Source", plan: Plan, dtype: "torch.dtype", directory
 
     def converted() -> "Iterator[tuple[str, Tensor]]":
         for name in source.native_names():
-            tensor = in_stored_dtype(name, plan.tensor(name, reader.read(name)), dtype)
+            tensor = plan.tensor(name, reader.read(name))
+            tensor = tensor if dtype is None else in_stored_dtype(name, tensor, dtype)
             written[name] = {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "sha256": tensor_sha256(tensor)}
             yield name, tensor
 

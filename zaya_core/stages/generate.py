@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from zaya_core.model.decoder import Zaya
 
 EXAMPLE = 'zaya generate --prompt "def main():" --sampler mix --block 16'
-AUTO_PROPOSALS = 3  # as good as all sixteen on the bundled model, at a quarter of the slots
+AUTO_PROPOSALS = 3
+DEFAULT_MIX_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class GenerateConfig:
     input: Path | None = option(None, help='.jsonl of prompts, one {"prompt": TEXT} a line')
     raw: bool = option(False, help="take the text exactly as given: no BOS, no other special token is added")
     sampler: Literal["lossless", "mix", "ar"] = option("lossless", help="exact drafts, logit mixing, or one token a forward")
-    mix_weight: float = option(0.5, help="mix: weight of the AR logits; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1)
+    mix_weight: float | None = option(
+        None, help="mix: weight of the AR logits, 0.5 by default; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1
+    )
     block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
     proposals: str = option("auto", help=f"blocks proposed per forward: auto ({AUTO_PROPOSALS}), all, or a number")
     max_new_tokens: int = option(256, help="tokens to generate, exactly, unless the text ends before", minimum=1, short="n")
@@ -45,7 +48,7 @@ class GenerateConfig:
     top_p: float = option(1.0, help="keep the likeliest tokens up to this mass", above=0, maximum=1)
     ignore_eos: bool = option(False, help="do not stop at an end-of-text token")
     logprobs: bool = option(False, help="add logprobs and sampled_logprobs to the JSON")
-    seed: int | None = option(None, help="seed of the tokens; drawn anew and reported by default", minimum=0)
+    seed: int | None = option(None, help="seed of the tokens; drawn anew and reported by default", minimum=0, maximum=2**62)
     device: str = option("auto", help="torch device")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = option("auto", help="dtype of the weights in memory")
 
@@ -54,6 +57,10 @@ class GenerateConfig:
         given = [name for name in ("prompt", "prompt_file", "input") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(flag_name(name) for name in given)} exclude each other")
+        if self.mix_weight is not None and self.sampler != "mix":
+            raise ConfigError(f"--mix-weight is for --sampler mix, and the sampler is {self.sampler}")
+        if self.sampler == "ar" and (self.proposals != "auto" or self.block is not None):
+            raise ConfigError("--block and --proposals are for drafting, and --sampler ar does not draft")
         if self.proposals not in ("auto", "all") and not self.proposals.isdigit():
             raise ConfigError(f"--proposals is {self.proposals!r}, expected auto, all or a number")
 
@@ -106,7 +113,7 @@ def _complete(
         yield Text(stream.push([final.token_id for final in committed.finals]), index)
     decode_seconds = time.perf_counter() - first_at
     yield Text(stream.finish(), index)
-    counted = tally.stats(block_length=how.block_length, prefill_seconds=first_at - began, decode_seconds=decode_seconds)
+    counted = tally.stats(block_length=how.verify_length, prefill_seconds=first_at - began, decode_seconds=decode_seconds)
     values = described | {
         "text": stream.text,
         "token_ids": [final.token_id for final in finals],
@@ -131,9 +138,11 @@ def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: froze
     from zaya_core.ops.sampling import Sampler
 
     generation = checkpoint.generation_config()
-    ends = generation.get("eos_token_id", checkpoint.config.eos_token_ids)
-    ends = frozenset(ends if isinstance(ends, (list, tuple)) else [ends])
-    temperature = config.temperature if config.temperature is not None else float(generation.get("temperature", 1.0))
+    ends = generation.get("eos_token_id")
+    ends = frozenset(checkpoint.config.eos_token_ids if ends is None else ends if isinstance(ends, list) else [ends])
+    temperature = config.temperature
+    if temperature is None:
+        temperature = 1.0 if generation.get("temperature") is None else float(generation["temperature"])
     tidar = checkpoint.config.tidar
     forbidden = set(range(checkpoint.config.vocab_size)) - known_ids
     if tidar is not None:
@@ -152,11 +161,17 @@ def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: froze
         raise ConfigError(f"--block is {config.block}, expected at most the trained {tidar.block_length}")
     return Decoding(
         **common,
-        verifier=Verifier(config.mix_weight if config.sampler == "mix" else 1.0),
+        verifier=Verifier(_mix_weight(config)),
         proposals=Proposals(_proposal_count(config.proposals)),
         block_length=tidar.block_length,
         verify_length=config.block or tidar.block_length,
     )
+
+
+def _mix_weight(config: GenerateConfig) -> float:
+    if config.sampler == "lossless":
+        return 1.0
+    return DEFAULT_MIX_WEIGHT if config.mix_weight is None else config.mix_weight
 
 
 def _proposal_count(text: str) -> int | None:

@@ -56,6 +56,7 @@ def run(config: InitConfig) -> Iterator[Event]:
     with publish(config.out, overwrite=config.overwrite) as directory:
         if not config.no_tokenizer:
             yield from _write_tokenizer(config, model_config.vocab_size, directory)
+            model_config = _with_special_ids(model_config, directory)
         for done in stream_tensors(directory, random_tensors(model_config, seed=config.seed, dtype=dtype)):
             yield Progress("init", done, max(done, num_bytes), "B")
         write_metadata(
@@ -76,6 +77,18 @@ def _model_config(config: InitConfig) -> "ModelConfig":
         raise ConfigError(f"preset {config.preset!r} is unknown", hint=nearest(config.preset, list(PRESETS)))
     preset = PRESETS[config.preset]
     return preset if config.vocab_size is None else preset.with_changes(vocab_size=config.vocab_size)
+
+
+def _with_special_ids(config: "ModelConfig", directory: Path) -> "ModelConfig":
+    """The ids that this tokenizer gives to the end, the beginning and the padding: a text must end where its documents did."""
+    from zaya_core.data.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer(directory)
+    return config.with_changes(
+        eos_token_id=tokenizer.eos_id,
+        bos_token_id=tokenizer.special_id("bos_token"),
+        pad_token_id=tokenizer.special_id("pad_token"),
+    )
 
 
 def _write_tokenizer(config: InitConfig, vocab_size: int, directory: Path) -> Iterator[Event]:

@@ -66,22 +66,23 @@ def run(config: MidtrainConfig) -> Iterator[Event]:
 
     parent = Checkpoint.open(config.model)
     _check(config, parent)
-    options = {key: value for key, value in resolved(config).items() if key not in NOT_THE_RUN}
-    training = Run(config.out, options)
     rows = yield from _read_rows(config, parent)
+    options = {key: value for key, value in resolved(config).items() if key not in NOT_THE_RUN}
+    inputs = {"data_sha256": rows.sha256(), "parent_sha256": parent.fingerprint()}
+    training = Run(config.out, options | inputs)
+    point = training.resume_point(resume=config.resume, overwrite=config.overwrite)
     if config.dry_run:
         yield Result(_plan(config, parent, rows))
         return
-    resume_from = training.begin(resume=config.resume, overwrite=config.overwrite)
-    if training.is_finished:
+    if training.is_finished and config.resume != "never":
         yield Note(f"{config.out} is finished with these options; nothing to do")
         yield Result({"path": str(config.out), "steps": config.max_steps, "resumed": True})
         return
     state = _new_state(config, parent)
-    if resume_from is not None:
-        state.read(resume_from)
+    if point is not None:
+        state.read(point)
         yield Note(f"resuming {config.out} after step {state.step}")
-    training.trim_log(state.step)
+    training.start(point)
     yield from _train(config, training, parent, state, rows)
 
 
@@ -91,6 +92,10 @@ def _check(config: MidtrainConfig, parent: "Checkpoint") -> None:
         trained = parent.config.tidar.block_length
         if config.block not in (None, trained):
             raise ConfigError(f"--block is {config.block}, expected the checkpoint's {trained}")
+    out = config.out.resolve()
+    for used in (config.model, *map(Path, config.data)):
+        if used.exists() and out in (used.resolve(), *used.resolve().parents):
+            raise ConfigError(f"OUT is {config.out}, which holds {used} that this run reads", hint="choose another OUT")
     limit = parent.config.max_position_embeddings
     if config.seq_len > limit:
         raise ConfigError(f"--seq-len is {config.seq_len}, expected at most the checkpoint's context of {limit}")
@@ -152,6 +157,7 @@ def _train(
     from zaya_core.train.loop import fit
 
     paper = certificate(f"midtrain-{config.objective}", parent=parent, options=resolved(config), metrics={})
+    paper |= {"data_sha256": rows.sha256()}
     figures: dict[str, Any] = {}
 
     def write_save(directory: Path) -> None:

@@ -83,7 +83,7 @@ def _backward(model: Zaya, batch: Batch, batches: list[Batch], options: FitOptio
     with _autocast(model, options):
         is_ar = options.objective == "ar"
         losses = ar_losses(model, batch) if is_ar else tidar_losses(model, batch, with_overlap=measure)
-    ar_mean = losses.ar_sum / sum(part.num_ar_labels for part in batches)
+    ar_mean = losses.ar_sum / max(1, sum(part.num_ar_labels for part in batches))
     if options.objective == "ar":
         ar_mean.backward()
     else:
@@ -98,7 +98,7 @@ def _autocast(model: Zaya, options: FitOptions) -> AbstractContextManager:
 
 
 def _step_figures(losses: list[Losses], options: FitOptions) -> dict[str, Any]:
-    ar_loss = float(sum(part.ar_sum.detach() for part in losses)) / sum(part.ar_count for part in losses)
+    ar_loss = float(sum(part.ar_sum.detach() for part in losses)) / max(1, sum(part.ar_count for part in losses))
     if options.objective == "ar":
         return {"loss": ar_loss, "ar_loss": ar_loss}
     count = sum(part.diffusion_count for part in losses)
@@ -126,6 +126,8 @@ def _update(state: TrainState, options: FitOptions, load: torch.Tensor) -> dict[
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.max_grad_norm)
+    if not norm.isfinite():
+        raise RunError(f"step {state.step + 1}: the gradient's norm is {float(norm)} on rows {_row_range(options, state.step)}")
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.balance.update(load, state.step)

@@ -75,7 +75,7 @@ def _overlap(model: Zaya, clean: Tensor, masked: Tensor, target: Tensor) -> Tens
     row = torch.arange(target.shape[0], device=target.device)[:, None].expand_as(whole)[whole]
     before = blocks[whole][:, 1:] - 1
     ar_rows = clean[row[:, None], before].flatten(0, 1)
-    mask_rows = masked.view(*blocks.shape, -1)[whole][:, 1:].flatten(0, 1)
+    mask_rows = masked.view(*blocks.shape, masked.shape[-1])[whole][:, 1:].flatten(0, 1)
     distance = total_variation(ar_rows, mask_rows, model.lm_head.weight, model.lm_head.bias)
     return 1 - distance.view(-1, length - 1)
 

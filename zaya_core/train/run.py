@@ -32,22 +32,42 @@ class Run:
         """Has OUT been published?"""
         return (self.out / CONFIG).exists()
 
-    def begin(self, *, resume: str, overwrite: bool) -> Path | None:
-        """Prepare OUT and return the save to resume from, or None for a fresh start.
+    def resume_point(self, *, resume: str, overwrite: bool) -> Path | None:
+        """The save to resume from, None for a fresh start; touches nothing.
 
-        `resume` is auto, never, or the path of a step directory. Options other than the run's are a ConfigError.
+        `resume` is auto, never, or the path of one of this run's saves. Options other than the run's are a ConfigError, an OUT in
+        other use a CheckpointError.
         """
         if not (self.out / RUN_IN_PROGRESS).exists() or (resume == "never" and overwrite):
             check_writable(self.out, overwrite=overwrite)
-            if self.out.exists():
-                shutil.rmtree(self.out)
-            self.out.mkdir(parents=True)
-            write_json(self.out / RUN_IN_PROGRESS, self.options)
-            return _step_directory(resume) if resume not in ("auto", "never") else None
+            if resume not in ("auto", "never"):
+                raise CheckpointError(f"--resume is {resume}, and {self.out} holds no run", hint="resume a run in its own OUT")
+            return None
         if resume == "never":
             raise CheckpointError(f"{self.out} holds a run and --resume is never", hint="give --overwrite, or another OUT")
         self._check_same_options()
-        return _step_directory(resume) if resume != "auto" else self.latest()
+        if resume == "auto":
+            return self.latest()
+        wanted = Path(resume).absolute()
+        if wanted not in [path.absolute() for path in self._saves()]:
+            names = ", ".join(path.name for path in self._saves()) or "none"
+            raise CheckpointError(f"--resume is {resume}, expected one of the saves in {self.out / CHECKPOINTS}: {names}")
+        return wanted
+
+    def start(self, point: Path | None) -> None:
+        """Make OUT ready: empty for a fresh run, or rewound to the save `point`."""
+        if point is None:
+            if self.out.exists():
+                shutil.rmtree(self.out.absolute())
+            self.out.mkdir(parents=True)
+            write_json(self.out / RUN_IN_PROGRESS, self.options)
+            return
+        step = _step_number(point)
+        for path in self._saves():
+            if _step_number(path) > step:
+                shutil.rmtree(path)
+        write_text(self.out / CHECKPOINTS / LATEST, point.name + "\n")
+        self._trim_log(step)
 
     def latest(self) -> Path | None:
         """The newest whole save."""
@@ -57,9 +77,8 @@ class Run:
     def save(self, step: int, write: Callable[[Path], None], *, keep: int) -> None:
         """Publish what `write` fills as checkpoints/step-N, point LATEST at it, and drop all but the newest `keep`."""
         path = self.out / CHECKPOINTS / f"step-{step}"
-        if not path.exists():
-            with publish(path) as directory:
-                write(directory)
+        with publish(path) as directory:
+            write(directory)
         write_text(self.out / CHECKPOINTS / LATEST, path.name + "\n")
         for old in self._saves()[:-keep]:
             shutil.rmtree(old)
@@ -69,7 +88,7 @@ class Run:
         with open(self.out / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
 
-    def trim_log(self, step: int) -> None:
+    def _trim_log(self, step: int) -> None:
         """Drop the lines past `step`, which a resumed run makes again."""
         path = self.out / METRICS
         if path.exists():
@@ -90,7 +109,7 @@ class Run:
     def _saves(self) -> list[Path]:
         root = self.out / CHECKPOINTS
         paths = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdigit()] if root.exists() else []
-        return sorted(paths, key=lambda p: int(p.name.removeprefix("step-")))
+        return sorted(paths, key=_step_number)
 
     def _check_same_options(self) -> None:
         old = read_json(self.out / RUN_IN_PROGRESS)
@@ -104,11 +123,8 @@ class Run:
             raise ConfigError(f"{self.out} holds a run with other options: {'; '.join(changed)}", hint=hint)
 
 
-def _step_directory(name: str) -> Path:
-    path = Path(name)
-    if not (path / CONFIG).exists():
-        raise CheckpointError(f"--resume {name} is not a saved step", hint="point at OUT/checkpoints/step-N")
-    return path
+def _step_number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _step_of(line: str) -> float:

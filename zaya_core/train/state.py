@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -41,15 +42,18 @@ class TrainState:
     def read(self, directory: Path) -> None:
         """Put a written state in place of this one; names or shapes that differ are a CheckpointError."""
         self._copy_weights(Checkpoint.open(directory))
-        stored = load_file(directory / STATE / "optimizer.safetensors", device=str(self.model.device))
+        try:
+            stored = load_file(directory / STATE / "optimizer.safetensors", device=str(self.model.device))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{directory / STATE} is damaged: {error}", hint="--resume an older save") from error
         values = read_json(directory / STATE / "state.json")
         self.step, self.tokens_seen = values["step"], values["tokens_seen"]
-        self.balance.first, self.balance.second = stored.pop("balance.first"), stored.pop("balance.second")
-        for name, parameter in self.model.named_parameters():
-            try:
+        try:
+            self.balance.first, self.balance.second = stored.pop("balance.first"), stored.pop("balance.second")
+            for name, parameter in self.model.named_parameters():
                 self.optimizer.state[parameter] = {moment: stored.pop(f"{name}.{moment}") for moment in MOMENTS}
-            except KeyError as error:
-                raise CheckpointError(f"{directory / STATE} lacks {error.args[0]}") from error
+        except KeyError as error:
+            raise CheckpointError(f"{directory / STATE} lacks {error.args[0]}") from error
         if stored:
             raise CheckpointError(f"{directory / STATE} has left over {', '.join(sorted(stored)[:5])}")
 
