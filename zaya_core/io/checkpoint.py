@@ -44,8 +44,6 @@ class Checkpoint:
     def open(cls, path: Path | str) -> "Checkpoint":
         """Read config and headers; anything missing, cut or foreign is a CheckpointError or ConfigError naming it."""
         path = Path(path)
-        if path.suffix == ".partial":
-            raise CheckpointError(f"{path} is what an interrupted run left behind", hint="rerun it; it is cleared then")
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a directory, expected a checkpoint", hint="check the path")
         if not (path / CONFIG).exists():

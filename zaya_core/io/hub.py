@@ -12,6 +12,8 @@ PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
 
 def checkpoint_path(name: Path) -> Path:
     """`name` itself if it exists, else the local snapshot of the hub's repository of that id; CheckpointError if it has none."""
+    if name.suffix == ".partial":
+        raise CheckpointError(f"{name} is what an interrupted run left behind", hint="rerun it; it is cleared then")
     if name.exists() or not HUB_ID.fullmatch(str(name)):
         return name
     from huggingface_hub import snapshot_download

@@ -62,9 +62,10 @@ class MidtrainConfig:
 def run(config: MidtrainConfig) -> Iterator[Event]:
     """Train, save, publish; yields a Metrics event per step and ends with a Result."""
     from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.io.hub import checkpoint_path
     from zaya_core.train.run import Run
 
-    parent = Checkpoint.open(config.model)
+    parent = Checkpoint.open(checkpoint_path(config.model))
     _check(config, parent)
     rows = yield from _read_rows(config, parent)
     options = {key: value for key, value in resolved(config).items() if key not in NOT_THE_RUN}
