@@ -15,11 +15,11 @@ from zaya_core.stages.generate import GenerateConfig, run
 PROMPTS = Path(__file__).parents[2] / "recipes" / "data" / "heldout.jsonl"
 
 
-def tokens_per_forward(sampler: str, count: int, tmp_path: Path) -> float:
-    """Over the first `count` held-out prompts, 128 tokens each at temperature 1."""
+def tokens_per_forward(sampler: str, count: int, tmp_path: Path, tokens: int = 128) -> float:
+    """Over the first `count` held-out prompts at temperature 1."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(PROMPTS.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
-    config = GenerateConfig(input=prompts, sampler=sampler, max_new_tokens=128, temperature=1.0, ignore_eos=True, seed=0)
+    config = GenerateConfig(input=prompts, sampler=sampler, max_new_tokens=tokens, temperature=1.0, ignore_eos=True, seed=0)
     stats = [event.values["stats"] for event in run(config) if hasattr(event, "values")]
     assert len(stats) == count
     return sum(item["num_tokens"] - 1 for item in stats) / sum(item["num_forwards"] for item in stats)
@@ -41,7 +41,7 @@ def test_it_is_small_and_whole():
 
 
 def test_greedy_lossless_is_greedy_ar_in_float64():
-    assert differences(torch.float64, count=6, tokens=48) == []
+    assert differences(torch.float64, count=4, tokens=40) == []
 
 
 @pytest.mark.slow
@@ -52,8 +52,8 @@ def test_greedy_lossless_is_greedy_ar_in_float64_on_200_prompts():
 
 def test_drafts_pay_and_mixing_pays_more(tmp_path):
     """The issue's bar: above 1.3 tokens per forward, and mix above lossless; AR is exactly 1."""
-    assert tokens_per_forward("ar", 1, tmp_path) == 1.0
-    lossless, mix = (tokens_per_forward(sampler, 10, tmp_path) for sampler in ("lossless", "mix"))
+    assert tokens_per_forward("ar", 1, tmp_path, 16) == 1.0
+    lossless, mix = (tokens_per_forward(sampler, 6, tmp_path, 64) for sampler in ("lossless", "mix"))
     assert lossless > 1.3
     assert mix > lossless
 

@@ -113,10 +113,10 @@ CASES = {
     # name: vocabulary (the last id is the mask), block, new tokens, proposals, other settings
     "vocabulary of 5, block 2, all levels": (6, 2, 3, Proposals(None), {}),
     "block 3, all levels": (3, 3, 6, Proposals(None), {}),
-    "block 4, first level only: shifts of 1 to 3": (3, 4, 6, Fixed(1), {}),
-    "block 4, levels 1 and 3": (3, 4, 6, Fixed(1, 3), {}),
+    "block 4, first level only: shifts of 1 to 3": (3, 4, 5, Fixed(1), {}),
+    "block 4, levels 1 and 3": (3, 4, 5, Fixed(1, 3), {}),
     "block 3, level 2 only: sometimes no draft": (3, 3, 6, Fixed(2), {}),
-    "block 4, two levels by the draft's own odds": (3, 4, 6, Proposals(2), {}),
+    "block 4, two levels by the draft's own odds": (3, 4, 5, Proposals(2), {}),
     "block 4, verifying 2": (3, 4, 6, Proposals(None), {"verify_length": 2}),
     "top-k and top-p": (5, 2, 4, Proposals(None), {"sampler": Sampler(4.0, top_k=3, top_p=0.95)}),
 }
@@ -127,6 +127,15 @@ def test_lossless_law_is_the_ar_law(name):
     vocab_size, block, tokens, proposals, changes = CASES[name]
     model, prompt = tiny(vocab_size, block), [0, 1, 0]
     how = decoding(block, tokens, vocab_size, proposals, **changes)
+    assert total_variation(enumerate_law(model, prompt, how), ar_law(model, prompt, how)) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("proposals", [Fixed(1), Fixed(1, 3), Fixed(2, 4), Proposals(None), Proposals(2)])
+def test_longer_texts(proposals):
+    """Seven tokens: several steps after a shift."""
+    model, prompt = tiny(3, 4, seed=1), [1, 0]
+    how = decoding(4, 7, 3, proposals)
     assert total_variation(enumerate_law(model, prompt, how), ar_law(model, prompt, how)) < 1e-9
 
 

@@ -66,6 +66,8 @@ def same_result(left: Path, right: Path) -> None:
         assert a.keys() == b.keys()
         assert all(a[key].equal(b[key]) for key in a), name
     assert figures(left) == figures(right)
+    papers = [Checkpoint.open(out).certificate()["metrics"]["loss"] for out in (left, right)]
+    assert papers[0] == papers[1]
     assert [row["step"] for row in figures(right)] == list(range(1, STEPS + 1))
 
 
@@ -92,7 +94,7 @@ def test_killed_after_three_steps_and_resumed(tidar, unbroken, tmp_path):
     same_result(unbroken, out)
 
 
-@pytest.mark.parametrize("moment", ["step-2.partial/training_state", "step-2", "step-4.partial/config.json", "result/config.json"])
+@pytest.mark.parametrize("moment", ["step-2.partial/training_state", "step-2", "step-4.partial/config.json", "killed/model.safetensors"])
 def test_killed_in_the_middle_of_a_save(tidar, unbroken, tmp_path, moment):
     """What the kill leaves is never opened; the save before it serves, or the start."""
     out = tmp_path / "killed"

@@ -159,7 +159,7 @@ def _train(
 
     paper = certificate(f"midtrain-{config.objective}", parent=parent, options=resolved(config), metrics={})
     paper |= {"data_sha256": rows.sha256()}
-    figures: dict[str, Any] = {}
+    figures = training.last_figures()
 
     def write_save(directory: Path) -> None:
         _write(directory, parent, state, dtype=state.model.dtype, paper=paper | {"metrics": figures})

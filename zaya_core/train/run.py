@@ -88,6 +88,12 @@ class Run:
         with open(self.out / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
 
+    def last_figures(self) -> dict[str, Any]:
+        """The latest logged step's, empty before the first."""
+        path = self.out / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return json.loads(lines[-1]) if lines else {}
+
     def _trim_log(self, step: int) -> None:
         """Drop the lines past `step`, which a resumed run makes again."""
         path = self.out / METRICS
