@@ -94,7 +94,10 @@ def test_killed_after_three_steps_and_resumed(tidar, unbroken, tmp_path):
     same_result(unbroken, out)
 
 
-@pytest.mark.parametrize("moment", ["step-2.partial/training_state", "step-2", "step-4.partial/config.json", "killed/model.safetensors"])
+MOMENTS = ["step-2.partial/training_state", "step-2", "step-4.partial/config.json", "killed/model.safetensors"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_in_the_middle_of_a_save(tidar, unbroken, tmp_path, moment):
     """What the kill leaves is never opened; the save before it serves, or the start."""
     out = tmp_path / "killed"
