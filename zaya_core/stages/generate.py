@@ -57,10 +57,6 @@ class GenerateConfig:
         given = [name for name in ("prompt", "prompt_file", "input") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(flag_name(name) for name in given)} exclude each other")
-        if self.mix_weight is not None and self.sampler != "mix":
-            raise ConfigError(f"--mix-weight is for --sampler mix, and the sampler is {self.sampler}")
-        if self.sampler == "ar" and (self.proposals != "auto" or self.block is not None):
-            raise ConfigError("--block and --proposals are for drafting, and --sampler ar does not draft")
         if self.proposals not in ("auto", "all") and not self.proposals.isdigit():
             raise ConfigError(f"--proposals is {self.proposals!r}, expected auto, all or a number")
 
@@ -84,6 +80,8 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     model = load_model(checkpoint, dtype=dtype, device=device)
     yield Note(f"{checkpoint.path.name}: {config.sampler}, {str(dtype).removeprefix('torch.')} on {device}")
+    for flag in _idle_flags(config):
+        yield Note(f"{flag} has no effect with --sampler {config.sampler}")
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         described = {"index": index, "prompt": prompt, "seed": seed + index}
@@ -153,12 +151,12 @@ def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: froze
         "end_ids": frozenset() if config.ignore_eos else ends,
         "forbidden": tuple(sorted(forbidden)),
     }
+    if tidar is not None and config.block is not None and config.block > tidar.block_length:
+        raise ConfigError(f"--block is {config.block}, expected at most the trained {tidar.block_length}")
     if config.sampler == "ar":
         return Decoding(**common)
     if tidar is None:
         raise ConfigError(f"{checkpoint.path} is autoregressive and cannot draft", hint="--sampler ar, or run zaya convert first")
-    if config.block is not None and config.block > tidar.block_length:
-        raise ConfigError(f"--block is {config.block}, expected at most the trained {tidar.block_length}")
     return Decoding(
         **common,
         verifier=Verifier(_mix_weight(config)),
@@ -166,6 +164,16 @@ def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: froze
         block_length=tidar.block_length,
         verify_length=config.block or tidar.block_length,
     )
+
+
+def _idle_flags(config: GenerateConfig) -> list[str]:
+    """Options given that this sampler does not read; accepted, so that a script can compare samplers with one set of flags."""
+    given = {
+        "--mix-weight": config.mix_weight is not None and config.sampler != "mix",
+        "--block": config.block is not None and config.sampler == "ar",
+        "--proposals": config.proposals != "auto" and config.sampler == "ar",
+    }
+    return [flag for flag, is_idle in given.items() if is_idle]
 
 
 def _mix_weight(config: GenerateConfig) -> float:
