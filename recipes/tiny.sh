@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the bundled checkpoint from the interpreter's standard library: init -> midtrain ar -> convert -> midtrain tidar.
-# Usage: recipes/tiny.sh WORKDIR     about an hour on 2 cores; rerun it after an interruption and it goes on.
+# Usage: recipes/tiny.sh WORKDIR     an hour or more on 2 cores; rerun it after an interruption and it goes on.
 # The log and the figures of the committed one are in recipes/tiny.md.
 set -euo pipefail
 work=${1:?usage: recipes/tiny.sh WORKDIR}

@@ -35,10 +35,6 @@ class Layout:
         parts = {f.name: getattr(self, f.name)[:, queries] for f in fields(self) if f.name != "num_clean"}
         return Layout(**parts, num_clean=self.num_clean)
 
-    def to(self, device: torch.device) -> "Layout":
-        """The same layout on another device."""
-        return Layout(**{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
-
 
 @dataclass(frozen=True)
 class Keys:
@@ -138,7 +134,3 @@ def training_row(document: Tensor, position: Tensor, first: Tensor, block_length
 def keys_of(layout: Layout) -> Keys:
     """The keys of a forward without history: its own slots."""
     return Keys(layout.position, layout.block, layout.document)
-
-
-def _moved(value: Tensor | int, device: torch.device) -> Tensor | int:
-    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,6 +1,7 @@
 """A run that is killed and resumed ends in the same bits as one that is not."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,16 @@ def test_a_finished_run_says_so_and_other_options_are_refused(tidar, unbroken, c
     assert (unbroken / "model.safetensors").stat().st_mtime_ns == before
     assert main(arguments(tidar, unbroken, lr=0.5)) == 2
     assert "lr was 0.001, now 0.5" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_overwriting_a_checkpoint_trains_and_says_nothing_of_finished(tidar, unbroken, tmp_path, capsys):
+    """Only a run of ours is finished; any other directory with a config.json is overwritten when told to, refused when not."""
+    out = tmp_path / "other"
+    shutil.copytree(tidar / "base", out)
+    assert main([*arguments(tidar, out), "-q"]) == 2
+    assert main([*arguments(tidar, out), "--overwrite", "-q"]) == 0
+    assert "finished" not in capsys.readouterr().err
+    same_result(unbroken, out)
 
 
 def test_saves_are_pruned_and_latest_points(tidar, unbroken):

@@ -66,12 +66,6 @@ def read_headers(directory: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_tensor(info: TensorInfo, name: str) -> Tensor:
-    """One tensor, memory-mapped."""
-    with safe_open(info.file, "pt") as file:
-        return file.get_tensor(name)
-
-
 def read_tensors(tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
     """Tensors file by file, memory-mapped."""
     by_file: dict[Path, list[str]] = {}

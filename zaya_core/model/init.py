@@ -80,8 +80,8 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
     """The stored tensors one by one: normal weights of `initializer_range`, zero biases, unit norms and scales.
 
     `temp` starts at 1: upstream's zero makes every key zero and gives the query, key and convolution weights no gradient (A3).
-    The router's MLP is scaled by its fan-in instead: at 0.02 a narrow one starts with nearly equal probabilities for all
-    experts, so that every token chooses alike and no balancing bias can part them.
+    The router's MLP is scaled by its fan-in instead of upstream's 0.02, at which a narrow one starts with nearly equal
+    probabilities for all experts.
     """
     generator = torch.Generator().manual_seed(seed)
     model = meta_model(config)

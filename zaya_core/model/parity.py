@@ -23,8 +23,8 @@ PROMPTS = (
 def compare(source: Source, other: Source, *, ignore: int | None) -> dict[str, Any]:
     """Logits of both over the built-in prompts, the column `ignore` (the mask's) aside.
 
-    Gives max_delta_logit, max_logit, the largest KL(source || other) of a row in nats, top-1 agreement, rows, how often the
-    source chose the skip expert, and whether transformers computes the same.
+    Gives max_delta_logit, max_logit, the largest KL(source || other) of a row in nats, top-1 agreement, rows, and how often
+    the source chose the skip expert.
     """
     prompts = [[token_id for token_id in ids if token_id != ignore] for ids in prompt_ids(source)]
     with SourceReader(source) as reader:

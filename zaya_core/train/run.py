@@ -29,8 +29,8 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Has OUT been published?"""
-        return (self.out / CONFIG).exists()
+        """Is OUT a run of ours, and published?"""
+        return (self.out / RUN_IN_PROGRESS).exists() and (self.out / CONFIG).exists()
 
     def resume_point(self, *, resume: str, overwrite: bool) -> Path | None:
         """The save to resume from, None for a fresh start; touches nothing.
