@@ -198,3 +198,9 @@ def test_integer_weights_are_not_floating_point_ones(tmp_path):
         _ = quantised.stored_dtype
     with pytest.raises(CheckpointError, match=f"{SINGLE}: .* has dtype I8"):
         load_model(quantised, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_shards_are_readable_by_whom_the_umask_lets(tmp_path):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path, [("t", torch.zeros(2))])
+    assert (tmp_path / SINGLE).stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -100,7 +100,7 @@ def stream_tensors(
         total += size
         yield total
     if not shards:
-        save_file(pending, directory / SINGLE, metadata={"format": "pt"})
+        save_tensors(pending, directory / SINGLE)
         return
     shards.append(_flush(directory, pending, len(shards) + 1))
     weight_map = {}
@@ -112,8 +112,20 @@ def stream_tensors(
 
 
 def _flush(directory: Path, tensors: dict[str, Tensor], number: int) -> list[str]:
-    save_file(tensors, directory / _shard_name(number), metadata={"format": "pt"})
+    save_tensors(tensors, directory / _shard_name(number))
     return list(tensors)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file, readable by whom the umask lets read; the library alone would make it the owner's only."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    os.chmod(path, 0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
 
 
 def _shard_name(number: int) -> str:

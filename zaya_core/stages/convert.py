@@ -1,5 +1,6 @@
 """`zaya convert`: a checkpoint of either ZAYA dialect to a TiDAR one with the same AR forward and the proof of that; or back."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ def _convert(config: ConvertConfig, source: "Source", plan: Plan, directory: Pat
     generation = source.checkpoint.generation_config()
     with ThreadPoolExecutor(1) as pool:  # hashing the source beside the writing: hashlib releases the interpreter's lock
         paper = pool.submit(certificate, "convert", parent=source.checkpoint, options=resolved(config), metrics={})
+        began = time.perf_counter()
         tensors = yield from _write_weights(source, plan, None if config.dtype == "keep" else dtype, directory)
+        write_seconds = time.perf_counter() - began
         write_metadata(directory, config=plan.config, dtype=dtype, certificate={}, generation=generation)
         _write_tokenizer(source, plan, directory)
         ignored = (plan.mask or plan.undo or {}).get("token_id")
@@ -116,7 +119,7 @@ def _convert(config: ConvertConfig, source: "Source", plan: Plan, directory: Pat
         decisions = {"dialect": source.dialect, "source": list(source.decisions), "mask": plan.mask}
         write_json(directory / REPORT, decisions | {"dtype": str(dtype), "parity": parity, "tensors": tensors})
         write_json(directory / "zaya.json", paper.result() | {"decisions": decisions, "metrics": parity})
-    return parity
+    return parity | {"write_seconds": write_seconds}
 
 
 def _plan_tidar(config: ConvertConfig, source: "Source") -> Plan:

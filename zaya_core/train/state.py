@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zaya_core.errors import CheckpointError
 from zaya_core.io.checkpoint import Checkpoint, check_tensors, stored_tensors
 from zaya_core.io.files import read_json, write_json
-from zaya_core.io.weights import read_tensors
+from zaya_core.io.weights import read_tensors, save_tensors
 from zaya_core.model.decoder import Zaya
 from zaya_core.train.optim import RouterBalance
 
@@ -36,7 +36,7 @@ class TrainState:
     def write(self, directory: Path) -> None:
         """Add training_state/ to a checkpoint of the model in master precision."""
         (directory / STATE).mkdir()
-        save_file(self._optimizer_tensors(), directory / STATE / "optimizer.safetensors")
+        save_tensors(self._optimizer_tensors(), directory / STATE / "optimizer.safetensors")
         write_json(directory / STATE / "state.json", {"step": self.step, "tokens_seen": self.tokens_seen})
 
     def read(self, directory: Path) -> None:
