@@ -72,6 +72,7 @@ def run(config: ConvertConfig) -> Iterator[Event]:
     from zaya_core.model.load import open_source
 
     source = open_source(checkpoint_path(config.base))
+    _check_template(source)
     plan = _plan_native(source) if config.to != "tidar" else _plan_tidar(config, source)
     check_writable(config.out, overwrite=config.overwrite)
     yield Note(f"{source.dialect} dialect, because {source.decisions[0]}")
@@ -187,6 +188,15 @@ def _write_weights(source: "Source", plan: Plan, dtype: "torch.dtype | None", di
         for done in stream_tensors(directory, converted()):
             yield Progress("convert", done, max(done, source.num_bytes), "B")
     return written
+
+
+def _check_template(source: "Source") -> None:
+    """A chat template is carried over as it is, unless it calls out."""
+    from zaya_core.data.chat import chat_template
+    from zaya_core.data.tokenizer import TextTokenizer
+
+    if (source.checkpoint.path / "tokenizer.json").exists():
+        chat_template(TextTokenizer(source.checkpoint.path)).check()
 
 
 def _write_tokenizer(source: "Source", plan: Plan, directory: Path) -> None:
