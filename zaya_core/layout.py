@@ -97,15 +97,20 @@ def packed(document: Tensor, position: Tensor) -> Layout:
     return Layout(position, position + 1, torch.full_like(position, CLEAN), document, prev, document.shape[1])
 
 
-def training_row(document: Tensor, position: Tensor, first: Tensor, block_length: int) -> tuple[Layout, Tensor]:
+def training_row(
+    document: Tensor, position: Tensor, first: Tensor, block_length: int, labelled: Tensor | None = None
+) -> tuple[Layout, Tensor]:
     """The doubled row: clean slots [B, S], then masked blocks over them (tidar.md section 2).
 
     `first` [B, S] is the position, at least 1, where the first block of the slot's document starts: the random phase. Blocks
-    are always whole; masks past the end of their document have no target. Returns the layout of S + M slots and `target`
-    [B, M]: the clean slot that each mask predicts, or -1. M is the batch's largest number of masks.
+    are always whole; masks past the end of their document have no target. Blocks without a `labelled` slot [B, S] are left out.
+    Returns the layout of S + M slots and `target` [B, M]: the clean slot that each mask predicts, or -1. M is the batch's
+    largest number of masks.
     """
     rows, num_clean = document.shape
     starts_block = (position >= first) & ((position - first) % block_length == 0) & (document >= 0)
+    if labelled is not None:
+        starts_block = starts_block & _block_has(labelled & (position >= first) & (document >= 0), starts_block)
     num_blocks = int(starts_block.sum(1).max())
     # Slots that start a block sort first, in order; rows with fewer blocks are filled with blocks that see only themselves.
     begin = torch.argsort((~starts_block).to(torch.int8), dim=1, stable=True)[:, :num_blocks]
@@ -129,6 +134,13 @@ def training_row(document: Tensor, position: Tensor, first: Tensor, block_length
         for name in ("position", "start", "block", "document", "prev")
     }
     return Layout(**joined, num_clean=num_clean), target
+
+
+def _block_has(labelled: Tensor, starts_block: Tensor) -> Tensor:
+    """[B, S] at the first slot of each block: is any of its slots labelled?"""
+    number = starts_block.cumsum(1)  # of the slot's block in its row, counted from 1; a document before its first block has none
+    hits = torch.zeros(number.shape[0], number.shape[1] + 1, dtype=torch.int64, device=number.device)
+    return hits.scatter_add_(1, number, labelled.long()).gather(1, number) > 0
 
 
 def keys_of(layout: Layout) -> Keys:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from zaya_core.data.packing import PackedRows
+from zaya_core.data.documents import Documents, Example
+from zaya_core.data.packing import MixedRows, PackedRows
 from zaya_core.errors import DataError
 
 SEQ_LEN, BLOCK = 12, 5
@@ -20,7 +21,7 @@ def make_documents():
 
 def make_rows(seed=0, documents=None, **changes):
     options = {"seq_len": SEQ_LEN, "block_length": BLOCK, "seed": seed} | changes
-    return PackedRows(documents or make_documents(), **options)
+    return PackedRows(Documents.of(Example(ids) for ids in documents or make_documents()), **options)
 
 
 def epoch(rows, number=0):
@@ -97,12 +98,8 @@ def test_two_sets_of_rows_do_not_share_their_order():
     assert torch.equal(epoch(other).token_ids, expected)
 
 
-def test_label_counts_are_the_loops():
-    batch = epoch(make_rows())
-    ar = sum(int(document[slot] == document[slot - 1]) for document in batch.document for slot in range(1, SEQ_LEN))
-    diffusion = sum(int(p >= f) for p, f in zip(batch.position.flatten(), batch.first.flatten(), strict=True))
-    assert (batch.num_ar_labels, batch.num_diffusion_labels) == (ar, diffusion)
-    assert 0 < diffusion < ar
+def test_everything_weighs_one_in_text():
+    assert bool((epoch(make_rows()).weight == 1).all())
 
 
 def test_exactly_enough_and_too_little():
@@ -116,3 +113,42 @@ def test_exactly_enough_and_too_little():
 def test_large_ids_survive():
     largest = np.iinfo(np.int32).max
     assert make_rows(documents=[[largest] * SEQ_LEN]).batch(range(1)).token_ids.max() == largest
+
+
+def whole_rows(lengths, **changes):
+    examples = [Example([1000 * (n + 1) + i for i in range(size)], [0.0] + [1.0] * (size - 1)) for n, size in enumerate(lengths)]
+    options = {"seq_len": SEQ_LEN, "block_length": BLOCK, "seed": 0} | changes
+    return PackedRows(Documents.of(examples), **options, whole=True)
+
+
+def test_whole_examples_are_never_cut():
+    lengths = [12, 7, 5, 6, 3, 3, 9, 2, 1]
+    rows = whole_rows(lengths)
+    assert rows.rows_per_epoch == 4, "48 tokens in four rows of 12: best fit, longest first, leaves no hole here"
+    found = []
+    for batch in (rows.batch(range(4)), rows.batch(range(4, 8))):
+        ids = batch.token_ids[batch.document >= 0].tolist()
+        assert sorted(ids) == sorted(1000 * (n + 1) + i for n, size in enumerate(lengths) for i in range(size))
+        assert bool(((batch.position == 0) == (batch.token_ids % 1000 == 0)).all())
+        assert bool(((batch.weight == 0) == (batch.position == 0)).all())
+        found.append(ids)
+    assert found[0] != found[1], "another order in the next epoch"
+
+
+def test_padding_holds_nothing():
+    batch = whole_rows([5, 9]).batch(range(2))
+    empty = batch.document < 0
+    assert int(empty.sum()) == 24 - 14
+    assert batch.weight[empty].abs().sum() == 0
+
+
+def test_a_mixture_has_its_shares_in_every_thousand_rows():
+    parts = [make_rows(), whole_rows([12, 12]), make_rows(documents=[[7] * 50])]
+    mixed = MixedRows(parts, [0.7, 0.2, 0.1], seed=3)
+    assert mixed.counts.tolist() == [700, 200, 100]
+    ids = mixed.batch(range(1000)).token_ids
+    assert int((ids == 7).all(1).sum()) == 100
+    # Each source's rows come in its own order, whatever lies between: the period's last place is as good as its first.
+    again = [mixed.row(index)[0].tolist() for index in range(999, -1, -1)][::-1]
+    assert again == ids.tolist()
+    assert mixed.row(1500)[0].tolist() == MixedRows(parts, [7, 2, 1], seed=3).row(1500)[0].tolist()

@@ -1,10 +1,13 @@
 """Where documents come from, and what is said of those that cannot be read."""
 
+import gzip
 import json
 
+import datasets
 import pytest
+import zstandard
 
-from zaya_core.data.sources import read_documents, standard_library
+from zaya_core.data.sources import read_documents, read_rows, standard_library, weighted
 from zaya_core.errors import DataError
 
 
@@ -40,7 +43,7 @@ def test_jsonl_keeps_line_ends_and_unicode_of_its_strings(tmp_path):
     [
         ("{", "not JSON"),
         ("text", "not JSON"),
-        ("[1]", 'expected an object with a string "text"'),
+        ("[1]", "list, expected an object"),
         ('{"txt": "a"}', 'expected an object with a string "text"'),
         ('{"text": 5}', 'expected an object with a string "text"'),
         ('{"text": null}', 'expected an object with a string "text"'),
@@ -82,3 +85,45 @@ def test_the_standard_library_is_split_for_good():
     assert not any({"test", "tests", "site-packages"} & set(path.parts[-4:]) for path in (*training, *held_out))
     assert len(list(read_documents("stdlib-held-out"))) == len(held_out)
     assert all(read_documents("stdlib-held-out"))
+
+
+ROWS = [{"text": "one"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_rows_come_out_of_every_kind_of_file(tmp_path, suffix):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        datasets.Dataset.from_list(ROWS).to_parquet(path)
+    else:
+        path.write_bytes({".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[suffix](lines))
+    assert [row for _, row in read_rows(str(path))] == ROWS
+    assert read(tmp_path) == ["one", "two"], "a folder reads them too"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_a_cut_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    whole = {".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[suffix](
+        b"".join(b'{"text": "%d"}\n' % i for i in range(9999))
+    )
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=f"{path} is damaged or cut"):
+        read(path)
+
+
+def test_a_hub_id_out_of_reach_is_said(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="--data nobody/nothing cannot be had"):
+        next(read_rows("nobody/nothing"))
+
+
+def test_weights(tmp_path):
+    assert weighted("a/b.jsonl:0.7") == ("a/b.jsonl", 0.7)
+    assert weighted("stdlib") == ("stdlib", None)
+    odd = tmp_path / "odd:3"
+    odd.touch()
+    assert weighted(str(odd)) == (str(odd), None), "a path that exists is a path"
+    with pytest.raises(DataError, match="weight is -1"):
+        weighted("a:-1")

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from zaya_core.layout import HISTORY, Layout, keys_of, packed, training_row, visible
-from zaya_core.ops.attention import attend, attend_slow, sights
-from zaya_core.ops.experts import apply_experts, apply_experts_slow
-from zaya_core.ops.loss import sum_cross_entropy, sum_cross_entropy_slow, total_variation
+from zaya_core.ops.attention import attend_slow, sights
+from zaya_core.ops.experts import _grouped, apply_experts, apply_experts_slow
+from zaya_core.ops.flex import flex_view
+from zaya_core.ops.loss import head_loss, head_loss_slow
 from zaya_core.ops.shift import mix_latents
+from zaya_core.ops.tiles import tiles
 
 
 def randn(*shape: int, grad: bool = True) -> torch.Tensor:
@@ -33,17 +35,42 @@ def doubled_row(length: int) -> Layout:
     return layout
 
 
+@pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("length", [20, 150, 300])
-def test_attention(length):
+@pytest.mark.parametrize("make_view", [sights, tiles])
+def test_attention(make_view, length, window):
     layout = doubled_row(length)
-    view, mask = sights(layout, keys_of(layout), 40), visible(layout, keys_of(layout), 40)
+    view, mask = make_view(layout, keys_of(layout), window), visible(layout, keys_of(layout), window)
     sees = mask.any(-1)
     slots = mask.shape[1]
     q, k, v = randn(2, slots, 6, 4), randn(2, 3, slots, 4), randn(2, 3, slots, 4)
-    same_with_gradients(lambda: attend(q, k, v, view)[sees], lambda: attend_slow(q, k, v, mask)[sees], (q, k, v))
+    same_with_gradients(lambda: view.attend(q, k, v)[sees], lambda: attend_slow(q, k, v, mask)[sees], (q, k, v))
     if length == 300:
-        scored = sum(part.mask.numel() for part in view)
+        scored = sum(part.mask.numel() for part in view.parts if part.mask is not None)
         assert scored < 0.5 * mask.numel(), "hidden keys are left out"
+
+
+def test_a_long_causal_row_is_a_few_tiles_without_a_mask():
+    position = torch.arange(2100)[None]
+    row = packed(torch.zeros_like(position), position)
+    parts = tiles(row, keys_of(row), None).parts
+    assert [part.is_causal for part in parts] == [True, False, True, False, False, True]
+    assert all(part.mask is None for part in parts)
+    q, k, v = randn(1, 2100, 2, 4, grad=False), randn(1, 1, 2100, 4, grad=False), randn(1, 1, 2100, 4, grad=False)
+    found = tiles(row, keys_of(row), None).attend(q, k, v)
+    assert torch.allclose(found, attend_slow(q, k, v, visible(row, keys_of(row))), rtol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 40])
+def test_flex_attention_sees_by_the_same_rule(window):
+    layout = doubled_row(150)
+    mask = visible(layout, keys_of(layout), window)
+    sees = mask.any(-1)
+    slots = mask.shape[1]
+    q, k, v = randn(2, slots, 6, 4, grad=False), randn(2, 3, slots, 4, grad=False), randn(2, 3, slots, 4, grad=False)
+    found = flex_view(layout, keys_of(layout), window).attend(q, k, v)
+    assert torch.allclose(found[sees], attend_slow(q, k, v, mask)[sees], rtol=1e-9)
 
 
 @pytest.mark.parametrize("choice", [[0, 1, 2, 3, 4, 0, 2], [4] * 7, [1] * 7, [0, 4, 4, 0, 0, 0, 4]])
@@ -60,28 +87,44 @@ def test_experts(choice):
         )
 
 
+def test_grouped_experts_of_the_gpu_path():
+    x, gate_up, down = randn(40, 8), randn(4, 32, 8), randn(4, 8, 16)
+    choice = torch.randint(0, 5, (40,))
+    order = torch.argsort(choice, stable=True)
+    counts = torch.bincount(choice, minlength=5)[:4].tolist()
+    parts = [part.detach().float().requires_grad_(True) for part in (x, gate_up, down)]
+    fast = _grouped(parts[0], order[: sum(counts)], counts, *parts[1:])
+    slow = apply_experts_slow(x, choice, gate_up, down)
+    assert torch.allclose(fast.double(), slow, atol=1e-4)
+    weight = torch.randn_like(slow)
+    for a, b in zip(
+        torch.autograd.grad(fast, parts, weight.float()), torch.autograd.grad(slow, (x, gate_up, down), weight), strict=True
+    ):
+        assert torch.allclose(a.double(), b, atol=1e-3)
+
+
+@pytest.mark.parametrize("kl_share", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("num_taught", [0, 9])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_chunked_cross_entropy(with_bias, monkeypatch):
+def test_the_heads_losses(with_bias, num_taught, kl_share, monkeypatch):
     hidden, weight = randn(23, 6), randn(11, 6)
     bias = randn(11) if with_bias else None
-    labels = torch.randint(0, 11, (23,))
+    labels, row_weight = torch.randint(0, 11, (23,)), torch.rand(23, dtype=torch.float64)
+    teacher = randn(num_taught, 6, grad=False) if num_taught else None
+    given, options = (hidden, weight, bias, labels, row_weight), {"teacher": teacher, "kl_share": kl_share}
     inputs = (hidden, weight, bias) if with_bias else (hidden, weight)
-    for elements in (11, 55, 10**6):
-        monkeypatch.setattr("zaya_core.ops.loss.CHUNK_ELEMENTS", elements)
-        same_with_gradients(
-            lambda: sum_cross_entropy(hidden, weight, bias, labels),
-            lambda: sum_cross_entropy_slow(hidden, weight, bias, labels),
-            inputs,
-        )
+    for rows in (1, 5, 100):
+        monkeypatch.setattr("zaya_core.ops.loss.CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr("zaya_core.ops.loss.MIN_CHUNK_ROWS", rows)
+        same_with_gradients(lambda: head_loss(*given, **options).total, lambda: head_loss_slow(*given, **options).total, inputs)
+        for fast, slow in zip(head_loss(*given, **options), head_loss_slow(*given, **options), strict=True):
+            assert torch.allclose(fast, slow, rtol=1e-10, atol=1e-12)
 
 
-def test_total_variation(monkeypatch):
-    monkeypatch.setattr("zaya_core.ops.loss.CHUNK_ELEMENTS", 22)
-    left, right, weight = randn(5, 6, grad=False), randn(5, 6, grad=False), randn(11, 6, grad=False)
-    p, q = (left @ weight.T).softmax(-1), (right @ weight.T).softmax(-1)
-    expected = torch.maximum(p - q, torch.zeros(())).sum(-1)
-    assert torch.allclose(total_variation(left, right, weight, None).double(), expected, atol=1e-6)
-    assert total_variation(left, left, weight, None).abs().max() == 0
+def test_a_head_that_nothing_goes_through_has_no_gradient():
+    hidden, weight = randn(0, 6), randn(11, 6)
+    head_loss(hidden, weight, None, torch.zeros(0, dtype=torch.int64), torch.zeros(0)).total.backward()
+    assert weight.grad.abs().max() == 0
 
 
 def test_shifts_equal_torch_convolutions():

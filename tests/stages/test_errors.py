@@ -66,7 +66,7 @@ CASES = {
     "missing data": ("midtrain {r}/tidar {r}/out --data {r}/no.txt", "--data {r}/no.txt does not exist"),
     "empty data": ("midtrain {r}/tidar {r}/out --data {r}/empty.txt", "--data {r}/empty.txt holds no text"),
     "blank data": ("midtrain {r}/tidar {r}/out --data {r}/blank.jsonl", "holds no text"),
-    "bad row": ("midtrain {r}/tidar {r}/out --data {r}/bad.jsonl", "{r}/bad.jsonl:2: expected an object"),
+    "bad row": ("midtrain {r}/tidar {r}/out --data {r}/bad.jsonl", '{r}/bad.jsonl:2: expected "text"'),
     "too little data": ("midtrain {r}/tidar {r}/out --data {r}/short.txt --seq-len 64", "at least one row of --seq-len 64"),
     "row over the context": ("midtrain {r}/tidar {r}/out --data stdlib --seq-len 1025", "--seq-len is 1025, expected at most"),
     "another block": ("midtrain {r}/tidar {r}/out --data stdlib --block 4", "--block is 4, expected the checkpoint's 8"),

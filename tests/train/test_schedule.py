@@ -7,8 +7,7 @@ import torch
 
 from tests.models import TINY, random_model
 from zaya_core.errors import ConfigError
-from zaya_core.train.objective import acceptance_length
-from zaya_core.train.optim import RouterBalance, learning_rate, load_balance
+from zaya_core.train.optim import RouterBalance, learning_rate, load_balance, make_optimizer, orthogonal
 
 
 def rates(schedule: str) -> list[float]:
@@ -56,7 +55,24 @@ def test_balance_is_one_when_even_and_zero_when_collapsed():
     assert load_balance(torch.tensor([[9, 0, 0, 0, 3]])) == pytest.approx(0)
 
 
-def test_acceptance_length_by_hand():
-    """Two blocks of four: 1 + .5 + .5*.4 + .5*.4*1, and 1 + 0."""
-    overlap = torch.tensor([[0.5, 0.4, 1.0], [0.0, 1.0, 1.0]])
-    assert acceptance_length(overlap) == pytest.approx((1.9 + 1.0) / 2)
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (3, 8, 5)])
+def test_orthogonal_is_about_the_polar_factor(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrix))
+    assert bool(((values > 0.4) & (values < 1.4)).all()), values
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    agreement = (orthogonal(matrix) * (u @ v)).sum((-2, -1)) / min(shape[-2:])
+    assert bool((agreement > 0.6).all())
+
+
+def test_muon_takes_matrices_and_stacks_and_leaves_the_rest_to_adamw():
+    model = random_model(TINY).requires_grad_(True)
+    optimizers = make_optimizer(model, kind="muon", lr=1e-3, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    sum((p * torch.randn_like(p)).sum() for p in model.parameters()).backward()
+    optimizers.step()
+    for name, p in model.named_parameters():
+        moved = (p.detach() - before[name]).square().mean().sqrt()
+        assert 0 < float(moved) < 2e-3, "both move by about the learning rate, whatever the gradient's size"
+        is_muon = "momentum" in optimizers.state_of(p)
+        assert is_muon == (p.dim() >= 2 and not any(part in name for part in ("embed", "conv_qk")))

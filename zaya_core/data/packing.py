@@ -1,98 +1,189 @@
 """Documents to full rows, addressed by a global sample index: order and noise do not depend on who asks, or when.
 
-Each epoch shuffles the documents, lays them end to end and cuts rows of `seq_len`. A document cut by a row's end goes on in the
-next row as a document of its own: positions restart, and neither attention nor CCA crosses the cut.
+Text is laid end to end, shuffled each epoch, and cut into rows of `seq_len`: a document cut by a row's end goes on in the next
+row as a document of its own. Examples to fine-tune on are packed whole, the longest first into the fullest row that takes it.
+Positions restart with each document, and neither attention nor CCA crosses a border.
 """
 
-import hashlib
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zaya_core.data.documents import Documents
 from zaya_core.errors import DataError
+
+PADDING = -1  # document of a slot that holds nothing
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows of clean tokens, each [B, S]: ids, document number in the row, position in the document, and the random phase.
 
-    `first` is the position where the first diffusion block of the slot's document starts, in 1..block_length.
+    `first` is the position where the first diffusion block of the slot's document starts, in 1..block_length. `weight` is the
+    loss weight of the slot's token as a label. The document of padding is -1.
     """
 
     token_ids: Tensor
     document: Tensor
     position: Tensor
     first: Tensor
-
-    @property
-    def num_ar_labels(self) -> int:
-        """Tokens with a successor in their document."""
-        return int((self.document[:, 1:] == self.document[:, :-1]).sum())
-
-    @property
-    def num_diffusion_labels(self) -> int:
-        """Tokens inside a diffusion block: those that have a prefix."""
-        return int((self.position >= self.first).sum())
+    weight: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """The same rows on another device."""
-        return Batch(*(part.to(device) for part in (self.token_ids, self.document, self.position, self.first)))
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+class Rows(Protocol):
+    """An endless sequence of rows, addressed by index."""
+
+    rows_per_epoch: int
+    num_tokens: int
+
+    def row(self, index: int) -> tuple[np.ndarray, ...]:
+        """Ids, document, position, first and weight [S] of a row."""
+        ...
+
+    def batch(self, indices: range) -> Batch:
+        """The rows of some global sample indices."""
+        ...
+
+    def sha256(self) -> str:
+        """Of the data."""
+        ...
+
+    def describe(self) -> str:
+        """Its counts, in a line."""
+        ...
+
+
+def stacked(rows: Rows, indices: range) -> Batch:
+    """Some rows as a batch."""
+    parts = zip(*(rows.row(index) for index in indices), strict=True)
+    return Batch(*(torch.from_numpy(np.stack(part)) for part in parts))
 
 
 class PackedRows:
-    """All documents' ids end to end; `row(index)` is a pure function of the data, the seed and the index."""
+    """Rows of one set of documents; `row(index)` is a pure function of the data, the seed and the index."""
 
-    def __init__(self, documents: list[list[int]], *, seq_len: int, block_length: int, seed: int) -> None:
-        lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
-        self.num_tokens = int(lengths.sum())
-        if self.num_tokens < seq_len:
+    def __init__(self, documents: Documents, *, seq_len: int, block_length: int, seed: int, whole: bool = False) -> None:
+        self.documents, self.seq_len, self.block_length, self.seed = documents, seq_len, block_length, seed
+        self.num_tokens = documents.num_tokens
+        self._bins = _best_fit(documents.lengths, seq_len) if whole else None
+        self.rows_per_epoch = self.num_tokens // seq_len if self._bins is None else len(self._bins)
+        if not self.rows_per_epoch:
             raise DataError(
                 f"the data has {self.num_tokens} tokens, expected at least one row of --seq-len {seq_len}",
                 hint="give more --data or a smaller --seq-len",
             )
-        self.token_ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in documents])
-        self.ends = np.cumsum(lengths)
-        self.lengths = lengths
-        self.seq_len, self.block_length, self.seed = seq_len, block_length, seed
-        self.rows_per_epoch = self.num_tokens // seq_len
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def sha256(self) -> str:
-        """Of the token ids and the documents' lengths: what a resumed run must find again."""
-        digest = hashlib.sha256(self.token_ids.tobytes())
-        digest.update(self.lengths.tobytes())
-        return digest.hexdigest()
+        """Of ids, lengths and weights."""
+        return self.documents.sha256()
+
+    def describe(self) -> str:
+        """Documents, tokens and rows; for whole examples the share of the rows that they fill."""
+        filled = f", {self.num_tokens / self.rows_per_epoch / self.seq_len:.0%} full" if self._bins is not None else ""
+        return f"{len(self.documents.lengths):,} documents, {self.num_tokens:,} tokens, {self.rows_per_epoch:,} rows{filled}"
 
     def batch(self, indices: range) -> Batch:
         """The rows of some global sample indices."""
-        rows = [self._row(index) for index in indices]
-        return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*rows, strict=True)))
+        return stacked(self, indices)
 
-    def _row(self, index: int) -> tuple[np.ndarray, ...]:
-        epoch, place = divmod(index, self.rows_per_epoch)
-        order, ends = self._order(epoch)
-        begin, stop = place * self.seq_len, (place + 1) * self.seq_len
-        token_ids = np.empty(self.seq_len, dtype=np.int64)
-        document, position, first = (np.empty(self.seq_len, dtype=np.int64) for _ in range(3))
-        phase = np.random.default_rng([self.seed, 1, index])
-        which, filled, number = int(np.searchsorted(ends, begin, side="right")), 0, 0
-        while begin < stop:
-            source = order[which]
-            offset = begin - (ends[which] - self.lengths[source])
-            count = int(min(ends[which], stop) - begin)
-            start = self.ends[source] - self.lengths[source] + offset
-            part = slice(filled, filled + count)
-            token_ids[part] = self.token_ids[start : start + count]
+    def row(self, index: int) -> tuple[np.ndarray, ...]:
+        """Ids, document, position, first and weight [S] of a row."""
+        token_ids, document, position, first = (np.zeros(self.seq_len, dtype=np.int64) for _ in range(4))
+        weight = np.zeros(self.seq_len, dtype=np.float32)
+        document.fill(PADDING)
+        phase, filled = np.random.default_rng([self.seed, 1, index]), 0
+        for number, (begin, count) in enumerate(self._pieces(index)):
+            part, source = slice(filled, filled + count), slice(begin, begin + count)
+            token_ids[part] = self.documents.token_ids[source]
+            weight[part] = 1 if self.documents.weights is None else self.documents.weights[source]
             document[part], position[part] = number, np.arange(count)
             first[part] = phase.integers(1, self.block_length + 1)
-            begin, filled, which, number = begin + count, filled + count, which + 1, number + 1
-        return token_ids, document, position, first
+            filled += count
+        position[filled:] = np.arange(self.seq_len - filled)
+        return token_ids, document, position, first, weight
+
+    def _pieces(self, index: int) -> list[tuple[int, int]]:
+        """(begin, count) of the runs of tokens that make the row."""
+        epoch, place = divmod(index, self.rows_per_epoch)
+        begins, lengths = self.documents.begins, self.documents.lengths
+        if self._bins is not None:
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.rows_per_epoch)
+            return [(int(begins[which]), int(lengths[which])) for which in self._bins[order[place]]]
+        order, ends = self._order(epoch)
+        begin, stop = place * self.seq_len, (place + 1) * self.seq_len
+        which, pieces = int(np.searchsorted(ends, begin, side="right")), []
+        while begin < stop:
+            source = order[which]
+            count = int(min(ends[which], stop) - begin)
+            pieces.append((int(begins[source] + lengths[source] - (ends[which] - begin)), count))
+            begin, which = begin + count, which + 1
+        return pieces
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's permutation of documents and the running end of each; the latest epoch's is kept."""
         if self._epoch is None or self._epoch[0] != epoch:
-            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.lengths))
-            self._epoch = (epoch, order, np.cumsum(self.lengths[order]))
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.documents.lengths))
+            self._epoch = (epoch, order, np.cumsum(self.documents.lengths[order]))
         return self._epoch[1:]
+
+
+class MixedRows:
+    """Rows of several sources in given shares: each run of `PERIOD` rows holds the same number of each, in a drawn order."""
+
+    PERIOD = 1000
+
+    def __init__(self, sources: list[PackedRows], shares: list[float], *, seed: int) -> None:
+        self.sources, self.seed = sources, seed
+        exact = np.array(shares) / sum(shares) * self.PERIOD
+        self.counts = exact.astype(np.int64)
+        for place in np.argsort(self.counts - exact, kind="stable")[: self.PERIOD - int(self.counts.sum())]:
+            self.counts[place] += 1  # largest remainders
+        self.num_tokens = sum(source.num_tokens for source in sources)
+        self.rows_per_epoch = sum(source.rows_per_epoch for source in sources)
+
+    def sha256(self) -> str:
+        """Of all sources."""
+        return " ".join(source.sha256() for source in self.sources)
+
+    def describe(self) -> str:
+        """Each source's counts and share."""
+        shares = self.counts / self.PERIOD
+        return "; ".join(f"{share:.1%} of {source.describe()}" for share, source in zip(shares, self.sources, strict=True))
+
+    def batch(self, indices: range) -> Batch:
+        """The rows of some global sample indices."""
+        return stacked(self, indices)
+
+    def row(self, index: int) -> tuple[np.ndarray, ...]:
+        """The row of the source whose turn it is."""
+        period, place = divmod(index, self.PERIOD)
+        turns = np.repeat(np.arange(len(self.sources)), self.counts)
+        turns = np.random.default_rng([self.seed, 2, period]).permutation(turns)
+        source = int(turns[place])
+        return self.sources[source].row(period * int(self.counts[source]) + int((turns[:place] == source).sum()))
+
+
+def _best_fit(lengths: np.ndarray, seq_len: int) -> list[list[int]]:
+    """Examples of at most `seq_len` in rows: the longest first, each into the fullest row that still takes it."""
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free slots, bin), ordered
+    for which in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[which])
+        place = bisect_left(room, (length, -1))
+        if place == len(room):
+            bins.append([])
+            free, number = seq_len, len(bins) - 1
+        else:
+            free, number = room.pop(place)
+        bins[number].append(which)
+        insort(room, (free - length, number))
+    return bins

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zaya_core.config import ModelConfig
 from zaya_core.layout import HISTORY, Layout
 from zaya_core.model.cache import LayerCache
-from zaya_core.ops.attention import Sight, attend
+from zaya_core.ops.attention import View
 from zaya_core.ops.norm import unit_norm
 from zaya_core.ops.rope import rotate
 from zaya_core.ops.shift import gather_slots, mix_latents, with_history
@@ -93,9 +93,7 @@ class CcaAttention(nn.Module):
         self.qk_norm = QKNorm(config)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias)
 
-    def forward(
-        self, x: Tensor, layout: Layout, angles: tuple[Tensor, Tensor], view: list[Sight], cache: LayerCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, angles: tuple[Tensor, Tensor], view: View, cache: LayerCache | None) -> Tensor:
         """[B, T, D] -> [B, T, D]; `view` is over history and this forward's slots."""
         q, k, v = self.qkv_proj(x, layout, cache)
         q, k = self.qk_norm(q, k)
@@ -104,7 +102,7 @@ class CcaAttention(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.stage(k, v)
-        return self.o_proj(attend(q, k, v, view).flatten(2))
+        return self.o_proj(view.attend(q, k, v).flatten(2))
 
 
 def _mean_residuals(q: Tensor, k: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:

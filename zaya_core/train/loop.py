@@ -1,4 +1,4 @@
-"""One fit for every training stage: it knows steps, gradients and figures, not what the objective is or where saves go."""
+"""One fit for every training stage: it knows steps, gradients and figures, not what the rows are or where saves go."""
 
 import math
 import time
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zaya_core.data.packing import Batch, PackedRows
 from zaya_core.errors import RunError
 from zaya_core.model.decoder import Zaya
 from zaya_core.runtime import peak_memory_bytes
-from zaya_core.train.objective import Losses, acceptance_length, ar_losses, tidar_losses
+from zaya_core.train.memory import knobs_named
+from zaya_core.train.objective import Losses, Objective, backward, objective_loss
 from zaya_core.train.optim import learning_rate, load_balance
 from zaya_core.train.state import TrainState
 
@@ -22,7 +24,7 @@ from zaya_core.train.state import TrainState
 class FitOptions:
     """How to train; batch_size is rows, and gradients of `gradient_accumulation_steps` batches make one step."""
 
-    objective: str
+    objective: Objective
     max_steps: int
     batch_size: int
     gradient_accumulation_steps: int
@@ -31,7 +33,6 @@ class FitOptions:
     lr_scheduler: str
     warmup_ratio: float
     max_grad_norm: float
-    ar_weight: float
     dtype: torch.dtype
     log_every: int
 
@@ -43,15 +44,13 @@ def fit(state: TrainState, rows: PackedRows, options: FitOptions) -> Iterator[di
         step_began = time.perf_counter()
         batches = _batches(rows, options, state.step, state.model.device)
         measure = state.step % options.log_every == 0 or state.step == options.max_steps - 1
-        losses = [_backward(state.model, batch, batches, options, measure) for batch in batches]
-        figures = _step_figures(losses, options)
-        if not math.isfinite(figures["loss"]):
-            raise RunError(
-                f"step {state.step + 1}: loss is {figures['loss']} on rows {_row_range(options, state.step)}",
-                hint="lower --lr, or look at those rows",
-            )
-        figures |= _update(state, options, sum(part.load for part in losses))
-        num_tokens = sum(batch.token_ids.numel() for batch in batches)
+        with knobs_named():
+            with autocast(state.model, options.dtype):
+                losses = backward(state.model, batches, options.objective, measure=measure)
+            figures = figures_of(losses, options.objective)
+            _check(figures, losses, state.step, options)
+            figures |= _update(state, options, losses.load)
+        num_tokens = sum(int((batch.document >= 0).sum()) for batch in batches)
         state.step += 1
         state.tokens_seen += num_tokens
         now = time.perf_counter()
@@ -67,6 +66,49 @@ def fit(state: TrainState, rows: PackedRows, options: FitOptions) -> Iterator[di
         )
 
 
+@torch.no_grad()
+def evaluate(model: Zaya, rows: PackedRows, *, num_rows: int, options: FitOptions) -> dict[str, Any]:
+    """Figures of held-out rows, every draft measured, their names prefixed with eval_."""
+    total = None
+    size = options.batch_size
+    for begin in range(0, num_rows, size):
+        batch = rows.batch(range(begin, min(begin + size, num_rows))).to(model.device)
+        with autocast(model, options.dtype):
+            _, losses = objective_loss(model, batch, options.objective, (1.0, 1.0), measure=True)
+        total = losses if total is None else total + losses
+    assert total is not None, "an evaluation has rows"
+    figures = figures_of(total, options.objective)
+    return {f"eval_{name}": value for name, value in figures.items() if name != "loss"}
+
+
+def autocast(model: Zaya, dtype: torch.dtype) -> AbstractContextManager:
+    """float32 master weights; matrix products in bfloat16 where asked."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def figures_of(losses: Losses, objective: Objective) -> dict[str, Any]:
+    """Means of the sums, by offset too where drafts were measured."""
+    figures = {"loss": float(losses.objective), "ar_loss": _mean(losses.ar_sum, losses.ar_weight)}
+    if objective.kind == "ar":
+        return figures
+    figures["diffusion_loss"] = _mean(losses.nats.sum(), losses.weight.sum())
+    if float(losses.num_measured.sum()):
+        figures["draft_kl"] = _mean(losses.kl.sum(), losses.num_measured.sum())
+        figures["loss_by_offset"] = _rounded(losses.nats, losses.weight)
+        figures["acceptance_by_offset"] = _rounded(losses.overlap[1:], losses.num_measured[1:])
+    if float(losses.num_blocks):
+        figures["acceptance_length"] = 1 + _mean(losses.accepted, losses.num_blocks)
+    return figures
+
+
+def _mean(total: Tensor, count: Tensor) -> float:
+    return float(total) / max(float(count), 1e-9)
+
+
+def _rounded(totals: Tensor, counts: Tensor) -> list[float]:
+    return [round(value, 4) for value in (totals / counts.clamp_min(1e-9)).tolist()]
+
+
 def _row_range(options: FitOptions, step: int) -> range:
     per_step = options.batch_size * options.gradient_accumulation_steps
     return range(step * per_step, (step + 1) * per_step)
@@ -78,42 +120,16 @@ def _batches(rows: PackedRows, options: FitOptions, step: int, device: torch.dev
     return [rows.batch(indices[at : at + size]).to(device) for at in range(0, len(indices), size)]
 
 
-def _backward(model: Zaya, batch: Batch, batches: list[Batch], options: FitOptions, measure: bool) -> Losses:
-    """Add this batch's share of the step's gradient: sums over the counts of the whole step, so that splitting changes nothing."""
-    with _autocast(model, options):
-        is_ar = options.objective == "ar"
-        losses = ar_losses(model, batch) if is_ar else tidar_losses(model, batch, with_overlap=measure)
-    ar_mean = losses.ar_sum / max(1, sum(part.num_ar_labels for part in batches))
-    if options.objective == "ar":
-        ar_mean.backward()
-    else:
-        diffusion_mean = losses.diffusion_sum / max(1, sum(part.num_diffusion_labels for part in batches))
-        ((options.ar_weight * ar_mean + diffusion_mean) / (1 + options.ar_weight)).backward()
-    return losses
+def _check(figures: dict[str, Any], losses: Losses, step: int, options: FitOptions) -> None:
+    """A loss that is no number, or that nothing contributed to, ends the run and names the step and its rows."""
+    where = f"step {step + 1}, rows {_row_range(options, step)}"
+    if not math.isfinite(figures["loss"]):
+        raise RunError(f"{where}: loss is {figures['loss']}", hint="lower --lr, or look at those rows with --inspect")
+    if not float(losses.ar_weight + losses.weight.sum()):
+        raise RunError(f"{where}: no token carries a loss", hint="look at those rows with --inspect")
 
 
-def _autocast(model: Zaya, options: FitOptions) -> AbstractContextManager:
-    """float32 master weights; matrix products in bfloat16 where asked."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == torch.bfloat16)
-
-
-def _step_figures(losses: list[Losses], options: FitOptions) -> dict[str, Any]:
-    ar_loss = float(sum(part.ar_sum.detach() for part in losses)) / max(1, sum(part.ar_count for part in losses))
-    if options.objective == "ar":
-        return {"loss": ar_loss, "ar_loss": ar_loss}
-    count = sum(part.diffusion_count for part in losses)
-    diffusion_loss = float(sum(part.diffusion_sum.detach() for part in losses)) / max(1, count)
-    loss = (options.ar_weight * ar_loss + diffusion_loss) / (1 + options.ar_weight)
-    figures = {"loss": loss, "ar_loss": ar_loss, "diffusion_loss": diffusion_loss}
-    overlaps = [part.overlap for part in losses if part.overlap is not None and part.overlap.numel()]
-    if overlaps:
-        overlap = torch.cat(overlaps)
-        figures["acceptance_length"] = acceptance_length(overlap)
-        figures["acceptance_by_offset"] = [round(value, 4) for value in overlap.mean(0).tolist()]
-    return figures
-
-
-def _update(state: TrainState, options: FitOptions, load: torch.Tensor) -> dict[str, Any]:
+def _update(state: TrainState, options: FitOptions, load: Tensor) -> dict[str, Any]:
     """Clip, step the optimizer and the router's balance, clear the gradients."""
     lr = learning_rate(
         state.step,
@@ -123,15 +139,15 @@ def _update(state: TrainState, options: FitOptions, load: torch.Tensor) -> dict[
         warmup=math.ceil(options.warmup_ratio * options.max_steps),
         schedule=options.lr_scheduler,
     )
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), options.max_grad_norm)
+    trained = [p for p in state.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
     if not norm.isfinite():
         raise RunError(f"step {state.step + 1}: the gradient's norm is {float(norm)} on rows {_row_range(options, state.step)}")
+    state.optimizer.set_learning_rate(lr)
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
     state.balance.update(load, state.step)
     figures = {"lr": lr, "grad_norm": float(norm), "expert_balance": load_balance(load[0])}
-    if options.objective != "ar":
+    figures["num_dead_experts"] = int((load[0, :, :-1] == 0).sum())
+    if options.objective.kind != "ar":
         figures["expert_balance_masked"] = load_balance(load[1])
     return figures

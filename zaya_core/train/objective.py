@@ -1,9 +1,11 @@
 """What a training step minimises: the AR loss of the clean half, the one-step diffusion loss of the masked half (tidar.md 2).
 
-Sums and counts are returned, never means, so that microbatches and ranks add exactly.
+Both halves come from one forward and go through the head in one call. Sums and counts are returned, never means, so that
+microbatches and ranks add exactly.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -11,81 +13,170 @@ from torch import Tensor
 from zaya_core.data.packing import Batch
 from zaya_core.layout import packed, training_row
 from zaya_core.model.decoder import Zaya
-from zaya_core.ops.loss import sum_cross_entropy, total_variation
+from zaya_core.ops.loss import head_loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss = (ar_weight * AR + draft) / (1 + ar_weight), each a weighted mean; `ar` alone has no masks.
+
+    The draft loss of the mask at `offset` of its block weighs offset_decay^offset, and is (1 - kl_share) * cross-entropy +
+    kl_share * KL(law of the AR half, taken as given || law of the mask).
+    """
+
+    kind: str
+    ar_weight: float = 1.0
+    kl_share: float = 0.0
+    offset_decay: float = 1.0
+
+    def denominators(self, batches: list[Batch], block_length: int) -> tuple[float, float]:
+        """Weight of all AR labels and of all draft labels of a step's batches."""
+        ar = sum(float(_ar_weights(batch).sum()) for batch in batches)
+        return ar, sum(float(self.draft_weights(batch, block_length).sum()) for batch in batches)
+
+    def draft_weights(self, batch: Batch, block_length: int) -> Tensor:
+        """Weight of each slot [B, S] as the label of a mask; 0 before its document's first block."""
+        since = batch.position - batch.first
+        inside = (since >= 0) & (batch.document >= 0)
+        return torch.where(inside, batch.weight * self.offset_decay ** (since % block_length).double(), 0.0)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums in nats over a batch, their numbers of labels, and each layer's tokens per expert [2, L, E + 1] (clean, masked)."""
+    """Sums over a batch, by offset in the block [K] where there are masks.
 
+    `objective` is the step's share of the minimised value; `ar_sum` and `nats` are in nats, weighted by the labels' weights
+    `ar_weight` and `weight`; `kl` and `overlap` (1 - TV) are over `num_measured` masks; `accepted` is the sum over
+    `num_blocks` whole blocks of the expected number of accepted drafts; `load` [2, L, E + 1] counts tokens per expert, clean
+    and masked.
+    """
+
+    objective: Tensor
     ar_sum: Tensor
-    ar_count: int
-    diffusion_sum: Tensor
-    diffusion_count: int
+    ar_weight: Tensor
+    nats: Tensor
+    weight: Tensor
+    kl: Tensor
+    overlap: Tensor
+    num_measured: Tensor
+    accepted: Tensor
+    num_blocks: Tensor
     load: Tensor
-    overlap: Tensor | None  # [blocks, K - 1]: 1 - TV between the AR law and the mask's law, second mask onward
+
+    def __add__(self, other: "Losses") -> "Losses":
+        return Losses(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Losses)))
 
 
-def ar_losses(model: Zaya, batch: Batch) -> Losses:
-    """Next-token cross-entropy on packed rows; no label crosses the end of a document."""
+def backward(model: Zaya, batches: list[Batch], objective: Objective, *, measure: bool = False) -> Losses:
+    """Add the gradient of the objective over all batches of a step; `measure` compares drafts and AR laws also without a KL."""
+    length = _block_length(model)
+    denominators = objective.denominators(batches, length)
+    losses = None
+    for batch in batches:
+        loss, part = objective_loss(model, batch, objective, denominators, measure=measure)
+        loss.backward()
+        losses = part if losses is None else losses + part
+    assert losses is not None, "a step has at least one batch"
+    return losses
+
+
+def objective_loss(
+    model: Zaya, batch: Batch, objective: Objective, denominators: tuple[float, float], *, measure: bool
+) -> tuple[Tensor, Losses]:
+    """One batch's share of the objective, whose denominators are the whole step's; and its figures."""
+    ar_total, draft_total = denominators
     routing: list[Tensor] = []
-    hidden = model(batch.token_ids, packed(batch.document, batch.position), routing=routing)
-    total, count = _ar_sum(model, hidden, batch)
-    return Losses(total, count, torch.zeros_like(total), 0, _expert_load(model, routing, batch.token_ids.shape[1]), None)
+    num_clean = batch.token_ids.shape[1]
+    if objective.kind == "ar":
+        hidden = model(batch.token_ids, packed(batch.document, batch.position), routing=routing)
+        used = hidden.new_zeros(hidden.shape[0], 0, dtype=torch.bool)
+        ar_scale, draft_scale = 1 / max(ar_total, 1e-9), 0.0
+        target = used.long()
+    else:
+        hidden, target, used = _doubled_forward(model, batch, routing)
+        both = 1 + objective.ar_weight
+        ar_scale, draft_scale = objective.ar_weight / both / max(ar_total, 1e-9), 1 / both / max(draft_total, 1e-9)
+    clean, masked = hidden[:, :num_clean], hidden[:, num_clean:]
+
+    ar_weights = _ar_weights(batch)
+    row, slot = torch.nonzero(ar_weights, as_tuple=True)
+    length = _block_length(model)
+    draft_weights = objective.draft_weights(batch, length).gather(1, target.clamp_min(0)) * (target >= 0)
+    mask_row, mask_slot = torch.nonzero(draft_weights, as_tuple=True)
+    label_slot = target[mask_row, mask_slot]
+    labels = torch.cat([batch.token_ids[row, slot + 1], batch.token_ids[mask_row, label_slot]])
+    weights = torch.cat([ar_weights[row, slot] * ar_scale, draft_weights[mask_row, mask_slot] * draft_scale])
+    taught = objective.kind != "ar" and (measure or objective.kl_share > 0)
+    teacher = clean[mask_row, label_slot - 1].detach() if taught else None
+    rows = torch.cat([clean[row, slot], masked[mask_row, mask_slot]])
+    head = model.lm_head
+    result = head_loss(rows, head.weight, head.bias, labels, weights, teacher=teacher, kl_share=objective.kl_share)
+
+    ar_nats, nats = result.nats.split([row.numel(), mask_row.numel()])
+    offset, label_weight = mask_slot % length, batch.weight[mask_row, label_slot]
+    ones = torch.ones_like(nats)[: result.kl.numel()]
+    overlap = torch.zeros_like(target, dtype=nats.dtype)
+    overlap[mask_row, mask_slot] = 1 - result.distance if taught else overlap[mask_row, mask_slot]
+    accepted, num_blocks = _accepted(overlap, draft_weights, length) if taught else (nats.new_zeros(()), nats.new_zeros(()))
+    by_offset = _summed(offset, length)
+    losses = Losses(
+        objective=result.total.detach(),
+        ar_sum=(ar_nats * ar_weights[row, slot]).sum(),
+        ar_weight=ar_weights.sum(),
+        nats=by_offset(nats * label_weight),
+        weight=by_offset(label_weight),
+        kl=by_offset(result.kl),
+        overlap=by_offset(1 - result.distance),
+        num_measured=by_offset(ones),
+        accepted=accepted,
+        num_blocks=num_blocks,
+        load=expert_load(routing, batch.document >= 0, used, model.config.num_experts + 1),
+    )
+    return result.total, losses
 
 
-def tidar_losses(model: Zaya, batch: Batch, *, with_overlap: bool) -> Losses:
-    """Both losses from one forward over [clean | masked blocks]; `with_overlap` also measures the drafts' acceptance."""
+def expert_load(routing: list[Tensor], clean: Tensor, masked: Tensor, num_classes: int) -> Tensor:
+    """Tokens that chose each class, per layer: [2, L, E + 1] for the clean slots and the masks in use, bool [B, S] and [B, M]."""
+    num_clean = clean.shape[1]
+    halves = [(choice[:, :num_clean][clean], choice[:, num_clean:][masked]) for choice in routing]
+    counts = [[torch.bincount(half, minlength=num_classes) for half in both] for both in halves]
+    return torch.stack([torch.stack(both) for both in counts], 1)
+
+
+def _doubled_forward(model: Zaya, batch: Batch, routing: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden [B, S + M, D] over [clean | masked blocks], each mask's target [B, M], and which masks are of a document."""
     tidar = model.config.tidar
     assert tidar is not None, "the TiDAR objective needs a converted checkpoint"
-    num_clean = batch.token_ids.shape[1]
-    layout, target = training_row(batch.document, batch.position, batch.first, tidar.block_length)
+    layout, target = training_row(batch.document, batch.position, batch.first, tidar.block_length, batch.weight > 0)
     masks = torch.full_like(target, tidar.mask_token_id)
-    routing: list[Tensor] = []
     hidden = model(torch.cat([batch.token_ids, masks], 1), layout, routing=routing)
-    clean, masked = hidden[:, :num_clean], hidden[:, num_clean:]
-    ar_sum, ar_count = _ar_sum(model, clean, batch)
-    labelled = target >= 0
-    labels = batch.token_ids.gather(1, target.clamp_min(0))[labelled]
-    diffusion_sum = sum_cross_entropy(masked[labelled], model.lm_head.weight, model.lm_head.bias, labels)
-    overlap = _overlap(model, clean, masked, target) if with_overlap else None
-    used = (layout.document >= 0)[:, num_clean:]
-    load = _expert_load(model, routing, num_clean, used)
-    return Losses(ar_sum, ar_count, diffusion_sum, labels.numel(), load, overlap)
+    return hidden, target, (layout.document >= 0)[:, batch.token_ids.shape[1] :]
 
 
-def acceptance_length(overlap: Tensor) -> float:
-    """Simulated: mean over blocks of 1 + sum_m prod_{j<=m} (1 - TV_j), the first mask left out because no draft uses it."""
-    return float(1 + overlap.cumprod(1).sum(1).mean()) if overlap.numel() else float("nan")
+def _ar_weights(batch: Batch) -> Tensor:
+    """Weight of each slot's successor [B, S] as its label: 0 at the end of a document and in padding."""
+    same = (batch.document[:, 1:] == batch.document[:, :-1]) & (batch.document[:, 1:] >= 0)
+    return torch.nn.functional.pad(batch.weight[:, 1:].double() * same, (0, 1))
 
 
-def _ar_sum(model: Zaya, hidden: Tensor, batch: Batch) -> tuple[Tensor, int]:
-    same = batch.document[:, 1:] == batch.document[:, :-1]
-    labels = batch.token_ids[:, 1:][same]
-    rows = hidden[:, : same.shape[1]][same]
-    return sum_cross_entropy(rows, model.lm_head.weight, model.lm_head.bias, labels), labels.numel()
+def _accepted(overlap: Tensor, weights: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Simulated acceptance over blocks whose labels all count: the sum of sum_m prod_{j<=m} (1 - TV_j), and their number.
+
+    The first mask is left out, because no draft uses it.
+    """
+    shape = (overlap.shape[0], -1, length)
+    whole = (weights.view(shape) > 0).all(-1)
+    return overlap.view(shape)[whole][:, 1:].cumprod(1).sum(), whole.sum().to(overlap.dtype)
 
 
-@torch.no_grad()
-def _overlap(model: Zaya, clean: Tensor, masked: Tensor, target: Tensor) -> Tensor:
-    """Whole blocks only: at each mask but the first, 1 - TV(law after the clean token before it, the mask's law)."""
-    length = model.config.tidar.block_length
-    blocks = target.view(target.shape[0], -1, length)
-    whole = (blocks >= 0).all(-1)
-    row = torch.arange(target.shape[0], device=target.device)[:, None].expand_as(whole)[whole]
-    before = blocks[whole][:, 1:] - 1
-    ar_rows = clean[row[:, None], before].flatten(0, 1)
-    mask_rows = masked.view(*blocks.shape, masked.shape[-1])[whole][:, 1:].flatten(0, 1)
-    distance = total_variation(ar_rows, mask_rows, model.lm_head.weight, model.lm_head.bias)
-    return 1 - distance.view(-1, length - 1)
+def _summed(offset: Tensor, length: int) -> Callable[[Tensor], Tensor]:
+    """Sums of values [M] by offset -> [K]; no values give zeros."""
+
+    def by_offset(values: Tensor) -> Tensor:
+        return values.new_zeros(length).index_add_(0, offset[: values.numel()], values)
+
+    return by_offset
 
 
-def _expert_load(model: Zaya, routing: list[Tensor], num_clean: int, used: Tensor | None = None) -> Tensor:
-    """Tokens that chose each class, per layer: [2, L, E + 1] for clean slots and for the masks in use."""
-    classes = model.config.num_experts + 1
-    clean = [torch.bincount(choice[:, :num_clean].flatten(), minlength=classes) for choice in routing]
-    if used is None:
-        masked = [torch.zeros_like(count) for count in clean]
-    else:
-        masked = [torch.bincount(choice[:, num_clean:][used], minlength=classes) for choice in routing]
-    return torch.stack([torch.stack(clean), torch.stack(masked)])
+def _block_length(model: Zaya) -> int:
+    return 1 if model.config.tidar is None else model.config.tidar.block_length

@@ -1,4 +1,4 @@
-"""The optimizer, the learning-rate schedule and the router's balancing (model.md D3)."""
+"""The optimizers, the learning-rate schedule and the router's balancing (model.md D3)."""
 
 import math
 
@@ -9,12 +9,83 @@ from zaya_core.errors import ConfigError
 from zaya_core.model.decoder import Zaya
 
 
-def make_optimizer(model: Zaya, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (norms, scales, biases, temperatures) do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
+class Muon(torch.optim.Optimizer):
+    """Momentum, then the nearest orthogonal matrix, scaled to AdamW's update size (Jordan 2024; Liu 2025: 0.2 sqrt(max side)).
+
+    `torch.optim.Muon` takes single matrices only; ours takes stacks [E, rows, columns] too, each expert's matrix by itself.
+    """
+
+    def __init__(self, params: list[Tensor], *, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.mul_(0.95).add_(parameter.grad)
+                direction = orthogonal(parameter.grad.add(momentum, alpha=0.95))  # Nesterov's look ahead
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+
+
+def orthogonal(matrix: Tensor, num_steps: int = 5) -> Tensor:
+    """[..., rows, columns] -> about U V^T of its singular value decomposition, by Newton-Schulz (coefficients of Jordan 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    for _ in range(num_steps):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
+
+
+class Optimizers:
+    """Several optimizers over disjoint parameters, stepped as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+
+    def set_learning_rate(self, lr: float) -> None:
+        """For the next step, of all parameters."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+
+    def step(self) -> None:
+        """Update, then drop the gradients."""
+        for part in self.parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The tensors kept for one parameter, to be filled when a state is thawed."""
+        owner = next(part for part in self.parts if any(parameter is p for g in part.param_groups for p in g["params"]))
+        return owner.state[parameter]
+
+
+def make_optimizer(model: Zaya, *, kind: str, lr: float, weight_decay: float) -> Optimizers:
+    """`adamw`, or `muon` for the matrices and stacks of matrices and AdamW for the rest: embedding, head, convolutions, vectors.
+
+    Matrices decay, vectors (norms, scales, biases, temperatures) do not. Only parameters that require a gradient are taken.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_muon = [p for name, p in trained.items() if kind == "muon" and _is_for_muon(name, p)]
+    rest = [p for p in trained.values() if not any(p is other for other in by_muon)]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    return Optimizers([adamw, *([Muon(by_muon, lr=lr, weight_decay=weight_decay)] if by_muon else [])])
+
+
+def _is_for_muon(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() >= 2 and not any(part in name for part in ("embed_tokens", "lm_head", "conv_qk"))
 
 
 def learning_rate(step: int, *, peak: float, final_ratio: float, total: int, warmup: int, schedule: str) -> float:

@@ -17,7 +17,7 @@ from zaya_core.errors import CheckpointError, ConfigError
 from zaya_core.io.checkpoint import CONFIG, RUN_IN_PROGRESS
 from zaya_core.io.files import check_writable, publish, read_json, sync_directory, write_json, write_text
 
-METRICS, CHECKPOINTS, LATEST, RESULT = "metrics.jsonl", "checkpoints", "LATEST", "result"
+METRICS, CHECKPOINTS, LATEST, BEST, RESULT = "metrics.jsonl", "checkpoints", "LATEST", "BEST", "result"
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Run:
                 shutil.rmtree(path)
         write_text(self.out / CHECKPOINTS / LATEST, point.name + "\n")
         self._trim_log(step)
+        (self.out / CHECKPOINTS / BEST).unlink(missing_ok=True)
+        self._point_at_best()
 
     def latest(self) -> Path | None:
         """The newest whole save."""
@@ -75,13 +77,28 @@ class Run:
         return saves[-1] if saves else None
 
     def save(self, step: int, write: Callable[[Path], None], *, keep: int) -> None:
-        """Publish what `write` fills as checkpoints/step-N, point LATEST at it, and drop all but the newest `keep`."""
+        """Publish what `write` fills as checkpoints/step-N, point LATEST at it, and drop all but the newest `keep` and BEST."""
         path = self.out / CHECKPOINTS / f"step-{step}"
         with publish(path) as directory:
             write(directory)
         write_text(self.out / CHECKPOINTS / LATEST, path.name + "\n")
+        self._point_at_best()
         for old in self._saves()[:-keep]:
-            shutil.rmtree(old)
+            if old != self.best():
+                shutil.rmtree(old)
+
+    def best(self) -> Path | None:
+        """The save that BEST points at."""
+        pointer = self.out / CHECKPOINTS / BEST
+        return self.out / CHECKPOINTS / pointer.read_text().strip() if pointer.exists() else None
+
+    def _point_at_best(self) -> None:
+        """BEST is the save whose held-out acceptance is longest, or, without masks, whose held-out AR loss is lowest."""
+        saved = {_step_number(path) for path in self._saves()}
+        scores = {row["step"]: _score(row) for row in self._rows() if row["step"] in saved and _score(row) is not None}
+        if scores:
+            best = max(scores, key=lambda step: scores[step])
+            write_text(self.out / CHECKPOINTS / BEST, f"step-{best}\n")
 
     def log(self, figures: dict[str, Any]) -> None:
         """Append one step's line to metrics.jsonl."""
@@ -90,9 +107,11 @@ class Run:
 
     def last_figures(self) -> dict[str, Any]:
         """The latest logged step's, empty before the first."""
+        return next(reversed(self._rows()), {})
+
+    def _rows(self) -> list[dict[str, Any]]:
         path = self.out / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return json.loads(lines[-1]) if lines else {}
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def _trim_log(self, step: int) -> None:
         """Drop the lines past `step`, which a resumed run makes again."""
@@ -131,6 +150,12 @@ class Run:
 
 def _step_number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
+
+
+def _score(row: dict[str, Any]) -> float | None:
+    if "eval_acceptance_length" in row:
+        return row["eval_acceptance_length"]
+    return -row["eval_ar_loss"] if "eval_ar_loss" in row else None
 
 
 def _step_of(line: str) -> float:

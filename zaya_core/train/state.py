@@ -17,10 +17,12 @@ from zaya_core.io.checkpoint import Checkpoint, check_tensors, stored_tensors
 from zaya_core.io.files import read_json, write_json
 from zaya_core.io.weights import read_tensors, save_tensors
 from zaya_core.model.decoder import Zaya
-from zaya_core.train.optim import RouterBalance
+from zaya_core.train.lora import is_adapted
+from zaya_core.train.optim import Optimizers, RouterBalance
 
 STATE = "training_state"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+VALUE = "value"
+BALANCE = ("balance.first", "balance.second")
 
 
 @dataclass
@@ -28,7 +30,7 @@ class TrainState:
     """A run at a step: `step` optimizer steps are done, over `tokens_seen` clean tokens."""
 
     model: Zaya
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     balance: RouterBalance
     step: int = 0
     tokens_seen: int = 0
@@ -41,7 +43,8 @@ class TrainState:
 
     def read(self, directory: Path) -> None:
         """Put a written state in place of this one; names or shapes that differ are a CheckpointError."""
-        self._copy_weights(Checkpoint.open(directory))
+        if not is_adapted(self.model):
+            self._copy_weights(Checkpoint.open(directory))
         try:
             stored = load_file(directory / STATE / "optimizer.safetensors", device=str(self.model.device))
         except (SafetensorError, OSError) as error:
@@ -49,13 +52,29 @@ class TrainState:
         values = read_json(directory / STATE / "state.json")
         self.step, self.tokens_seen = values["step"], values["tokens_seen"]
         try:
-            self.balance.first, self.balance.second = stored.pop("balance.first"), stored.pop("balance.second")
-            for name, parameter in self.model.named_parameters():
-                self.optimizer.state[parameter] = {moment: stored.pop(f"{name}.{moment}") for moment in MOMENTS}
+            self.balance.first, self.balance.second = (stored.pop(name) for name in BALANCE)
         except KeyError as error:
             raise CheckpointError(f"{directory / STATE} lacks {error.args[0]}") from error
-        if stored:
-            raise CheckpointError(f"{directory / STATE} has left over {', '.join(sorted(stored)[:5])}")
+        self._take(stored, directory / STATE)
+
+    def _take(self, stored: dict[str, Tensor], place: Path) -> None:
+        """Give every trained parameter its optimizer's tensors, named PARAMETER.MOMENT, and under LoRA its own value."""
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in stored.items():
+            owner, _, moment = name.rpartition(".")
+            by_parameter.setdefault(owner, {})[moment] = tensor
+        trained = self._trained()
+        odd = sorted(set(by_parameter) ^ set(trained))
+        if odd:
+            raise CheckpointError(f"{place} and the run's trained parameters differ in {', '.join(odd[:5])}")
+        for name, parameter in trained.items():
+            moments = by_parameter[name]
+            if VALUE in moments:
+                parameter.data.copy_(moments.pop(VALUE))
+            self.optimizer.state_of(parameter).update(moments)
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     @torch.no_grad()
     def _copy_weights(self, checkpoint: Checkpoint) -> None:
@@ -66,8 +85,10 @@ class TrainState:
             tensors[name].copy_(stored)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = {"balance.first": self.balance.first, "balance.second": self.balance.second}
-        for name, parameter in self.model.named_parameters():
-            for moment in MOMENTS:
-                tensors[f"{name}.{moment}"] = self.optimizer.state[parameter][moment]
+        """What is not in the weights: the balance, the moments, and adapters, whose save holds them merged."""
+        tensors = dict(zip(BALANCE, (self.balance.first, self.balance.second), strict=True))
+        for name, parameter in self._trained().items():
+            if is_adapted(self.model):
+                tensors[f"{name}.{VALUE}"] = parameter.detach()
+            tensors |= {f"{name}.{moment}": tensor for moment, tensor in self.optimizer.state_of(parameter).items()}
         return tensors
