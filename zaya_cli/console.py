@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text as Line
 
 from zaya_cli.options import Output
-from zaya_cli.render import amount, bar_figures, footer, has_color, metrics_line, table_rows
+from zaya_cli.render import amount, bar_figures, document_line, footer, has_color, metrics_line, table_rows, token_runs
 from zaya_core.events import Event, Metrics, Note, Progress, Result, Text, Warn
 
 
@@ -66,6 +66,8 @@ class Console:
             self.completions.finish(values.get("index", 0))
             if not self.output.quiet:
                 self._say(footer(values["stats"]), "dim")
+        elif "documents" in values:
+            self._row(values)
         else:
             self.completions.close()
             self._table(values)
@@ -105,6 +107,15 @@ class Console:
     def _json(self, values: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(values, default=str) + "\n")
         sys.stdout.flush()
+
+    def _row(self, values: dict[str, Any]) -> None:
+        """A training row that was asked to be seen."""
+        for number, document in enumerate(values["documents"]):
+            self.stdout.print(Line(document_line(values, number), style="cyan"), soft_wrap=True)
+            line = Line()
+            for text, has_loss in token_runs(document["tokens"]):
+                line.append(text if has_loss else f"⟦{text}⟧", style="" if has_loss else "dim")
+            self.stdout.print(line, soft_wrap=True)
 
     def _table(self, values: dict[str, Any]) -> None:
         rows = list(table_rows(values))

@@ -4,7 +4,8 @@ Units follow the names: `_bytes` reads as GiB, `_seconds` as time, `num_` with t
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any, TextIO
 
 
@@ -103,6 +104,22 @@ def _acceptance(histogram: list[int]) -> str | None:
         return None
     mean = sum((index + 1) * count for index, count in enumerate(histogram)) / sum(histogram)
     return f"{mean:.1f}/{len(histogram)}"
+
+
+def document_line(row: Mapping[str, Any], number: int) -> str:
+    """The heading of one document of a training row, as `zaya_core.data.inspect` gives it."""
+    tokens = row["documents"][number]["tokens"]
+    counts = (
+        f"{len(tokens)} tokens, {sum(weight > 0 for _, _, weight, _ in tokens)} with a loss, {sum(t[3] for t in tokens)} blocks"
+    )
+    padding = f", then {row['num_padding']} of padding" if number == len(row["documents"]) - 1 and row["num_padding"] else ""
+    return f"row {row['row']}, document {number}: {counts}{padding}; ¦ begins a block, ⟦⟧ has no loss"
+
+
+def token_runs(tokens: Iterable[tuple[int, str, float, bool]]) -> Iterator[tuple[str, bool]]:
+    """Runs of (text, does it carry a loss), a mark before each token where a block begins."""
+    for has_loss, run in groupby(tokens, key=lambda token: token[2] > 0):
+        yield "".join(("¦" if begins else "") + text for _, text, _, begins in run), has_loss
 
 
 def table_rows(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, str]]:

@@ -1,12 +1,10 @@
 """Files are whole or absent: after an error, after SIGKILL at any file operation, on a full disk."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints import write_random
+from tests.faults import full_disk
 from tests.models import TINY
 from zaya_core.errors import CheckpointError, RunError
 from zaya_core.io.checkpoint import Checkpoint
@@ -108,17 +107,6 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     (tmp_path / "out").mkdir()
     publish_text(tmp_path / "out", "new", overwrite=True)
     assert tree(tmp_path) == ["out", "out/a.txt"]
-
-
-@contextmanager
-def full_disk(num_bytes):
-    """A real write error once a file reaches `num_bytes`: EFBIG, since Python ignores SIGXFSZ."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

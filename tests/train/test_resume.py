@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.faults import full_disk
 from zaya_cli.app import main
-from zaya_core.errors import CheckpointError, ConfigError
+from zaya_core.errors import CheckpointError, ConfigError, RunError
+from zaya_core.events import Metrics
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.stages.midtrain import MidtrainConfig, run
 
@@ -107,6 +109,22 @@ def test_killed_in_the_middle_of_a_save(tidar, unbroken, tmp_path, moment):
     for path in (out / "checkpoints").glob("step-*"):
         if path.suffix != ".partial":
             Checkpoint.open(path)
+    assert main([*arguments(tidar, out), "-q"]) == 0
+    same_result(unbroken, out)
+
+
+def test_a_full_disk_in_the_middle_of_a_save_keeps_the_one_before(tidar, unbroken, tmp_path):
+    out = tmp_path / "full"
+    config = MidtrainConfig(
+        tidar / "tidar", out, data=(str(tidar / "text"),), max_steps=STEPS, seq_len=48, batch_size=2, save_every=1, log_every=2
+    )
+    events = run(config)
+    while not (isinstance(event := next(events), Metrics) and event.values["step"] == 4):
+        pass
+    with pytest.raises(RunError, match=r"writing .*step-4 failed: .*[Ff]ile too large"), full_disk(100_000):
+        next(events)
+    assert (out / "checkpoints" / "LATEST").read_text() == "step-3\n"
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["LATEST", "step-2", "step-3"]
     assert main([*arguments(tidar, out), "-q"]) == 0
     same_result(unbroken, out)
 

@@ -3,6 +3,7 @@
 A stage says which rows it trains on and under which objective; starting, resuming, saving, evaluating and publishing are here.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,6 +107,7 @@ def run_training(
         return
     wanted = config.max_steps * config.batch_size * config.gradient_accumulation_steps
     yield Note(f"{rows.train.describe()}; {wanted / rows.train.rows_per_epoch:.2f} epochs")
+    yield Note(_expected_start(config, parent))
     options = {key: value for key, value in resolved(config).items() if key not in NOT_THE_RUN}
     inputs = {"data_sha256": rows.train.sha256(), "parent_sha256": parent.fingerprint()}
     training = Run(config.out, options | inputs)
@@ -138,6 +140,13 @@ def _check(config: TrainConfig, parent: "Checkpoint") -> None:
     limit = parent.config.max_position_embeddings
     if config.seq_len > limit:
         raise ConfigError(f"--seq-len is {config.seq_len}, expected at most the checkpoint's context of {limit}")
+
+
+def _expected_start(config: TrainConfig, parent: "Checkpoint") -> str:
+    """What the first losses should be; far above it something is wrong with the data or the checkpoint."""
+    uniform = f"ln V = {math.log(parent.config.vocab_size):.2f} if untrained"
+    drafts = f"; diffusion_loss at most about {uniform}" if config.objective == "tidar" else ""
+    return f"expected at step 1: ar_loss that of the parent, {uniform}{drafts}"
 
 
 def _plan(config: TrainConfig, parent: "Checkpoint", rows: "PackedRows") -> dict[str, Any]:
