@@ -33,10 +33,11 @@ def main() -> None:
     """Start the contenders, take turns, print."""
     options = parse()
     context = multiprocessing.get_context("spawn")
-    pipes = {}
+    pipes, processes = {}, []
     for name in (RIVAL, RIVAL_KEEPS, OURS, TIDAR):
         pipes[name], theirs_end = context.Pipe()
-        context.Process(target=contend, args=(name, options, theirs_end), daemon=True).start()
+        processes.append(context.Process(target=contend, args=(name, options, theirs_end), daemon=True))
+        processes[-1].start()
     seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for round_number in range(options.rounds + 2):
         for name, pipe in pipes.items():
@@ -44,6 +45,8 @@ def main() -> None:
             value = pipe.recv()
             if round_number > 1:  # two warm up
                 seconds[name].append(value)
+    for process in processes:
+        process.kill()
     median = {name: statistics.median(values) for name, values in seconds.items()}
     num_tokens, threads = options.batch_size * options.seq_len, torch.get_num_threads()
     print(f"preset {options.preset}, {options.batch_size} x {options.seq_len} tokens, {options.dtype}, {threads} threads")

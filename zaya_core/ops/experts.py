@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PAD = 64  # rows: products come in few shapes, for oneDNN builds and keeps a program and its memory for every shape it meets
+
 
 def apply_experts(x: Tensor, choice: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """x [M, D], choice [M] in 0..E (E is the skip expert and gives zeros), gate_up [E, 2F, D], down [E, D, F] -> [M, D].
@@ -42,45 +44,66 @@ def _grouped(x: Tensor, order: Tensor, counts: list[int], gate_up: Tensor, down:
 
 
 class _SortedExperts(torch.autograd.Function):
-    """`order` [M'] sorts the rows that have an expert, `counts` says how many each expert has."""
+    """Tokens laid expert by expert, each expert's rows padded with zeros to a multiple of PAD; `counts` says how many each has."""
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: Tensor, order: Tensor, counts: list[int], gate_up: Tensor, down: Tensor
     ) -> Tensor:
-        rows = x.index_select(0, order)
+        spans, place = _placed(order, counts, x.shape[0])
+        rows = _laid(x, place, spans)
         gates = rows.new_empty(rows.shape[0], gate_up.shape[1])
-        for index, part in _spans(counts):
+        for index, part in spans:
             torch.mm(rows[part], gate_up[index].T, out=gates[part])
-        inner, sorted_out = _activate(gates), torch.empty_like(rows)
-        for index, part in _spans(counts):
-            torch.mm(inner[part], down[index].T, out=sorted_out[part])
-        ctx.save_for_backward(rows, gates, order, gate_up, down)
-        ctx.counts, ctx.num_rows = counts, x.shape[0]
-        return _unsorted(sorted_out, order, x.shape[0])
+        inner, out = _activate(gates), torch.empty_like(rows)
+        for index, part in spans:
+            torch.mm(inner[part], down[index].T, out=out[part])
+        ctx.save_for_backward(rows, gates, place, gate_up, down)
+        ctx.spans = spans
+        return _taken(out, place)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gates, order, gate_up, down = ctx.saved_tensors
-        grad = grad.index_select(0, order)
+        rows, gates, place, gate_up, down = ctx.saved_tensors
+        grad = _laid(grad, place, ctx.spans)
         inner = _activate(gates)
         grad_inner, grad_rows = torch.empty_like(inner), torch.empty_like(rows)
         # An expert that no token chose has a gradient of zero.
         grad_gate_up, grad_down = torch.zeros_like(gate_up), torch.zeros_like(down)
-        for index, part in _spans(ctx.counts):
+        for index, part in ctx.spans:
             torch.mm(grad[part], down[index], out=grad_inner[part])
             torch.mm(grad[part].T, inner[part], out=grad_down[index])
         grad_gates = _activate_backward(grad_inner, gates)
-        for index, part in _spans(ctx.counts):
+        for index, part in ctx.spans:
             torch.mm(grad_gates[part], gate_up[index], out=grad_rows[part])
             torch.mm(grad_gates[part].T, rows[part], out=grad_gate_up[index])
-        return _unsorted(grad_rows, order, ctx.num_rows), None, None, grad_gate_up, grad_down
+        return _taken(grad_rows, place), None, None, grad_gate_up, grad_down
 
 
-def _spans(counts: list[int]) -> list[tuple[int, slice]]:
-    """(expert, its rows) for every expert that was hit."""
-    ends = torch.tensor(counts).cumsum(0).tolist()
-    return [(index, slice(end - count, end)) for index, (end, count) in enumerate(zip(ends, counts, strict=True)) if count]
+def _placed(order: Tensor, counts: list[int], num_rows: int) -> tuple[list[tuple[int, slice]], Tensor]:
+    """(expert, its rows) for every expert that was hit, and each token's row [M]: the one after all spans if it has no expert."""
+    spans, end, starts = [], 0, []
+    for index, count in enumerate(counts):
+        starts.append(end)
+        if count:
+            spans.append((index, slice(end, end + -(-count // PAD) * PAD)))
+            end = spans[-1][1].stop
+    number = torch.tensor(counts)
+    first = torch.tensor(starts) - (number.cumsum(0) - number)
+    place = torch.full((num_rows,), end)
+    place[order] = torch.arange(order.numel()) + first.repeat_interleave(number)
+    return spans, place
+
+
+def _laid(x: Tensor, place: Tensor, spans: list[tuple[int, slice]]) -> Tensor:
+    """Tokens [M, D] at their rows; zeros between, and one row more for the tokens without an expert, which nobody reads."""
+    return x.new_zeros((spans[-1][1].stop if spans else 0) + 1, x.shape[1]).index_copy_(0, place, x)
+
+
+def _taken(rows: Tensor, place: Tensor) -> Tensor:
+    """Tokens [M, D] from their rows; zeros for those without an expert."""
+    rows[-1] = 0
+    return rows.index_select(0, place)
 
 
 def _activate(gates: Tensor) -> Tensor:
@@ -94,10 +117,3 @@ def _activate_backward(grad: Tensor, gates: Tensor) -> Tensor:
     torch.mul(grad, F.silu(gate), out=grad_gates[:, gate.shape[1] :])
     grad_gates[:, : gate.shape[1]] = torch.ops.aten.silu_backward(grad * up, gate)
     return grad_gates
-
-
-def _unsorted(rows: Tensor, order: Tensor, num_rows: int) -> Tensor:
-    """Rows back to their places; the rows of the skip expert are zero."""
-    if order.numel() == num_rows:
-        return torch.empty_like(rows).index_copy_(0, order, rows)
-    return rows.new_zeros(num_rows, rows.shape[1]).index_copy_(0, order, rows)
