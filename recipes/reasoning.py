@@ -15,9 +15,9 @@ from typing import Any
 import reasoning_gym
 
 TASKS: dict[str, dict[str, Any]] = {
-    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+    "leg_counting": {"min_animals": 1, "max_animals": 2, "min_instances": 1, "max_instances": 4},
     "family_relationships": {},
-    "needle_haystack": {"min_num_statements": 4, "max_num_statements": 6},
 }
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 100
 

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 python -c 'import reasoning_gym' 2>/dev/null || python -m pip install --quiet reasoning-gym==0.1.25
 [ -e "$work/train.jsonl" ] || python recipes/reasoning.py data "$work"
 bundled=$(python -c 'from zaya_core.assets import BUNDLED; print(BUNDLED)')
-zaya sft "$bundled" "$work/tuned" --data "$work/train.jsonl" --max-steps "${2:-800}" --seq-len 512 --batch-size 8 --lr 1e-3 \
+zaya sft "$bundled" "$work/tuned" --data "$work/train.jsonl" --max-steps "${2:-1200}" --seq-len 512 --batch-size 8 --lr 1e-3 \
   --dtype "${DTYPE:-bfloat16}" --quiet
 answer() {
   zaya generate "$1" --input "$work/heldout.jsonl" --sampler "$2" --max-new-tokens 32 --temperature 0 --json --quiet >"$work/$3.jsonl"

@@ -21,7 +21,7 @@ def row(path: Path) -> tuple[float, float, int]:
 
 def main(arguments: list[str]) -> None:
     """One line a file, the first one's speed as the unit."""
-    rows = [(name, *row(Path(path))) for name, path in (argument.split("=", 1) for argument in arguments)]
+    rows = [(name, *row(Path(path))) for name, path in (argument.rsplit("=", 1) for argument in arguments)]
     print(f"{'model, sampler':28} {'tokens/forward':>14} {'tokens/s':>9} {'speed-up':>8}")
     base = rows[0][2]
     for name, per_forward, per_second, _ in rows:

@@ -12,14 +12,18 @@ size=(--data stdlib --seq-len 512 --batch-size 8 --dtype "${DTYPE:-bfloat16}" --
 zaya midtrain "$work/base" "$work/ar" --objective ar --max-steps "${2:-500}" --lr 1.5e-3 "${size[@]}"
 [ -d "$work/tidar" ] || zaya convert "$work/ar" "$work/tidar" --block 16 --quiet
 steps=${3:-250}
-# variant NAME OPTIONS: train it, then measure the samplers, greedy and at temperature 1
+# variant NAME OPTIONS: train it, then draft and verify fifty held-out prompts, greedily and at temperature 1
 variant() {
-  zaya midtrain "$work/tidar" "$work/$1" --max-steps "$steps" --lr 1e-3 "${size[@]}" "${@:2}"
+  zaya midtrain "$work/tidar" "$work/$1" --max-steps "$steps" --lr 1e-3 "${size[@]}" "${@:2}" >/dev/null
   for temperature in 0 1; do
-    NAME="$1, T=$temperature" TEMPERATURE=$temperature recipes/samplers.sh "$work/$1" recipes/data/heldout.jsonl 64 | grep -v tokens/forward
+    zaya generate "$work/$1" --input recipes/data/heldout.jsonl --sampler lossless --max-new-tokens 64 --ignore-eos \
+      --temperature $temperature --seed 0 --json --quiet >"$work/$1-$temperature.jsonl"
+    files+=("$1, T=$temperature=$work/$1-$temperature.jsonl")
   done
 }
+files=()
 variant ce
 variant ce-decay --offset-decay 0.8
 variant kl --draft-loss kl
 variant kl+ce-decay --draft-loss ce+kl --kl-share 0.7 --offset-decay 0.8
+python recipes/table.py "${files[@]}"
