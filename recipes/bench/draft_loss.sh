@@ -24,6 +24,5 @@ variant() {
 files=()
 variant ce
 variant ce-decay --offset-decay 0.8
-variant kl --draft-loss kl
 variant kl+ce-decay --draft-loss ce+kl --kl-share 0.7 --offset-decay 0.8
 python recipes/table.py "${files[@]}"

@@ -26,6 +26,7 @@ from zaya_core.train.memory import keep_freed_pages
 from zaya_core.train.objective import Objective, backward
 from zaya_core.train.optim import make_optimizer
 
+WARM_UP = 5  # rounds: memory and the libraries' programs settle
 RIVAL, RIVAL_KEEPS, OURS, TIDAR = "transformers, AR", "the same, pages kept", "zaya, AR", "zaya, TiDAR"
 
 
@@ -39,11 +40,11 @@ def main() -> None:
         processes.append(context.Process(target=contend, args=(name, options, theirs_end), daemon=True))
         processes[-1].start()
     seconds: dict[str, list[float]] = {name: [] for name in pipes}
-    for round_number in range(options.rounds + 2):
+    for round_number in range(options.rounds + WARM_UP):
         for name, pipe in pipes.items():
             pipe.send(None)
             value = pipe.recv()
-            if round_number > 1:  # two warm up
+            if round_number >= WARM_UP:
                 seconds[name].append(value)
     for process in processes:
         process.kill()

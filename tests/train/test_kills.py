@@ -59,4 +59,5 @@ def test_twenty_random_kills_change_no_bit(tidar, tmp_path):  # noqa: F811
         assert main([*arguments(tidar, directory, **more), "-q"]) == 0
     left, right = (path / "model.safetensors" for path in (out, tmp_path / "unbroken"))
     assert left.read_bytes() == right.read_bytes()
+    assert not list(out.rglob("*.partial"))
     assert figures(out) == figures(tmp_path / "unbroken")

@@ -77,13 +77,27 @@ def publish(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _put_in_place(new: Path, out: Path) -> None:
     """One rename, or two over something old: between them `out` is absent, never half-written."""
-    old = out.with_name(out.name + ".old.partial")
     if out.exists():
-        _clear(old)
-        os.rename(out, old)
+        _set_aside(out)
     os.rename(new, out)
     sync_directory(out.parent)
-    _clear(old)
+    _clear(_old(out))
+
+
+def remove(directory: Path) -> None:
+    """Delete a directory, which is whole or absent: it is renamed first, so that a kill leaves no half of it under its name."""
+    directory = directory.absolute()
+    _set_aside(directory)
+    _clear(_old(directory))
+
+
+def _set_aside(directory: Path) -> None:
+    _clear(_old(directory))
+    os.rename(directory, _old(directory))
+
+
+def _old(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".old.partial")
 
 
 def _clear(directory: Path) -> None:

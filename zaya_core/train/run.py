@@ -15,7 +15,7 @@ from typing import Any
 
 from zaya_core.errors import CheckpointError, ConfigError
 from zaya_core.io.checkpoint import CONFIG, RUN_IN_PROGRESS
-from zaya_core.io.files import check_writable, publish, read_json, sync_directory, write_json, write_text
+from zaya_core.io.files import check_writable, publish, read_json, remove, sync_directory, write_json, write_text
 
 METRICS, CHECKPOINTS, LATEST, BEST, RESULT = "metrics.jsonl", "checkpoints", "LATEST", "BEST", "result"
 
@@ -58,14 +58,16 @@ class Run:
         """Make OUT ready: empty for a fresh run, or rewound to the save `point`."""
         if point is None:
             if self.out.exists():
-                shutil.rmtree(self.out.absolute())
+                remove(self.out)
             self.out.mkdir(parents=True)
             write_json(self.out / RUN_IN_PROGRESS, self.options)
             return
         step = _step_number(point)
+        for leftover in (self.out / CHECKPOINTS).glob("*.partial"):
+            shutil.rmtree(leftover)
         for path in self._saves():
             if _step_number(path) > step:
-                shutil.rmtree(path)
+                remove(path)
         write_text(self.out / CHECKPOINTS / LATEST, point.name + "\n")
         self._trim_log(step)
         (self.out / CHECKPOINTS / BEST).unlink(missing_ok=True)
@@ -85,7 +87,7 @@ class Run:
         self._point_at_best()
         for old in self._saves()[:-keep]:
             if old != self.best():
-                shutil.rmtree(old)
+                remove(old)
 
     def best(self) -> Path | None:
         """The save that BEST points at."""
