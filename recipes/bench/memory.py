@@ -16,9 +16,8 @@ def main() -> None:
     """Run the cases and print a line each."""
     for kind, vocab_size, seq_len in CASES:
         command = [sys.executable, __file__, kind, str(vocab_size), str(seq_len)]
-        print(
-            f"{kind:8} V={vocab_size:<7} S={seq_len:<5}", subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        )
+        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        print(f"{kind:8} V={vocab_size:<7} S={seq_len:<5} {peak}")
 
 
 def measure(kind: str, vocab_size: int, seq_len: int) -> None:

@@ -143,3 +143,16 @@ def test_shifts_equal_torch_convolutions():
         return grouped(depthwise(z.transpose(1, 2))).transpose(1, 2)
 
     same_with_gradients(fast, slow, (latents, depthwise.weight, depthwise.bias, grouped.weight, grouped.bias))
+
+
+def test_padded_experts_in_bfloat16_with_gradients():
+    """Training in bfloat16 pads every expert's rows; what it forms is what the oracle forms, to that precision."""
+    given = [part.detach().bfloat16().requires_grad_(True) for part in (randn(150, 16), randn(4, 24, 16), randn(4, 16, 12))]
+    exact = [part.detach().double().requires_grad_(True) for part in given]
+    choice = torch.randint(0, 5, (150,))
+    fast, slow = apply_experts(given[0], choice, *given[1:]), apply_experts_slow(exact[0], choice, *exact[1:])
+    weight = torch.randn_like(slow)
+    pairs = [(fast, slow)]
+    pairs += zip(torch.autograd.grad(fast, given, weight.bfloat16()), torch.autograd.grad(slow, exact, weight), strict=True)
+    for a, b in pairs:
+        assert float((a.detach().double() - b.detach()).norm() / b.detach().norm()) < 2e-2

@@ -8,8 +8,10 @@ import torch
 from tests.models import SLIDING, TINY, random_ids, random_model
 from zaya_core.config import Tidar
 from zaya_core.data.packing import Batch
+from zaya_core.errors import DeviceError, RunError
 from zaya_core.layout import causal
-from zaya_core.train.loop import figures_of
+from zaya_core.train.loop import FitOptions, _check, figures_of
+from zaya_core.train.memory import knobs_named
 from zaya_core.train.objective import Objective, objective_loss
 
 BLOCK, MASK = 4, 4
@@ -128,3 +130,23 @@ def test_blocks_without_a_label_are_not_computed_and_change_nothing():
     assert float(losses.nats.sum().detach()) == pytest.approx(expected, rel=1e-6)
     assert float(losses.weight.sum()) == 3.5
     assert int(losses.load[1].sum()) == 3 * 4 * (2 + 1), "two blocks of the first row, one of the second"
+
+
+def test_a_step_without_a_label_names_itself():
+    model = random_model(TINY.with_changes(tidar=Tidar(BLOCK, MASK)), dtype=torch.float64)
+    objective = Objective("tidar")
+    options = FitOptions(objective, 9, 2, 1, 1e-3, 0.1, "cosine", 0.0, 1.0, torch.float32, 1)
+    batch = batch_of(TINY)
+    for weight, is_empty in ((torch.zeros(2, 14), True), (batch.weight, False)):
+        losses = objective_loss(model, replace(batch, weight=weight), objective, (1.0, 1.0), measure=False)[1]
+        figures = figures_of(losses, objective)
+        if is_empty:
+            with pytest.raises(RunError, match=r"step 5, rows range\(8, 10\): no token carries a loss"):
+                _check(figures, losses, 4, options)
+        else:
+            _check(figures, losses, 4, options)
+
+
+def test_an_allocation_that_fails_names_the_knobs():
+    with pytest.raises(DeviceError, match=r"out of memory.*--batch-size.*--gradient-checkpointing"), knobs_named():
+        torch.empty(2**50)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PAD = 64  # rows: products come in few shapes, for oneDNN builds and keeps a program and its memory for every shape it meets
+PAD = 64  # rows, training in bfloat16: oneDNN builds and keeps a program for every shape it meets, so let them be few
 
 
 def apply_experts(x: Tensor, choice: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -17,8 +17,12 @@ def apply_experts(x: Tensor, choice: Tensor, gate_up: Tensor, down: Tensor) -> T
         x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
     order = torch.argsort(choice, stable=True)
     counts = torch.bincount(choice, minlength=gate_up.shape[0] + 1)[: gate_up.shape[0]].tolist()
-    experts = _grouped if x.is_cuda else _SortedExperts.apply
-    return experts(x, order[: sum(counts)], counts, gate_up, down)
+    order = order[: sum(counts)]
+    if x.is_cuda:
+        return _grouped(x, order, counts, gate_up, down)
+    # A decode step has too few rows to pad, and float32 does not go through oneDNN.
+    pad = PAD if torch.is_grad_enabled() and x.dtype == torch.bfloat16 else 1
+    return _SortedExperts.apply(x, order, counts, pad, gate_up, down)
 
 
 def apply_experts_slow(x: Tensor, choice: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -44,13 +48,19 @@ def _grouped(x: Tensor, order: Tensor, counts: list[int], gate_up: Tensor, down:
 
 
 class _SortedExperts(torch.autograd.Function):
-    """Tokens laid expert by expert, each expert's rows padded with zeros to a multiple of PAD; `counts` says how many each has."""
+    """Tokens laid expert by expert, the `counts` rows of each padded with zeros to a multiple of `pad`."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, order: Tensor, counts: list[int], gate_up: Tensor, down: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        order: Tensor,
+        counts: list[int],
+        pad: int,
+        gate_up: Tensor,
+        down: Tensor,
     ) -> Tensor:
-        spans, place = _placed(order, counts, x.shape[0])
+        spans, place = _placed(order, counts, pad, x.shape[0])
         rows = _laid(x, place, spans)
         gates = rows.new_empty(rows.shape[0], gate_up.shape[1])
         for index, part in spans:
@@ -77,16 +87,16 @@ class _SortedExperts(torch.autograd.Function):
         for index, part in ctx.spans:
             torch.mm(grad_gates[part], gate_up[index], out=grad_rows[part])
             torch.mm(grad_gates[part].T, rows[part], out=grad_gate_up[index])
-        return _taken(grad_rows, place), None, None, grad_gate_up, grad_down
+        return _taken(grad_rows, place), None, None, None, grad_gate_up, grad_down
 
 
-def _placed(order: Tensor, counts: list[int], num_rows: int) -> tuple[list[tuple[int, slice]], Tensor]:
+def _placed(order: Tensor, counts: list[int], pad: int, num_rows: int) -> tuple[list[tuple[int, slice]], Tensor]:
     """(expert, its rows) for every expert that was hit, and each token's row [M]: the one after all spans if it has no expert."""
     spans, end, starts = [], 0, []
     for index, count in enumerate(counts):
         starts.append(end)
         if count:
-            spans.append((index, slice(end, end + -(-count // PAD) * PAD)))
+            spans.append((index, slice(end, end + -(-count // pad) * pad)))
             end = spans[-1][1].stop
     number = torch.tensor(counts)
     first = torch.tensor(starts) - (number.cumsum(0) - number)

@@ -109,7 +109,7 @@ def run_training(
     yield Note(f"{rows.train.describe()}; {wanted / rows.train.rows_per_epoch:.2f} epochs")
     yield Note(_expected_start(config, parent))
     options = {key: value for key, value in resolved(config).items() if key not in NOT_THE_RUN}
-    inputs = {"data_sha256": rows.train.sha256(), "parent_sha256": parent.fingerprint()}
+    inputs = {"data_sha256": rows.record["data_sha256"], "parent_sha256": parent.fingerprint()}
     training = Run(config.out, options | inputs)
     point = training.resume_point(resume=config.resume, overwrite=config.overwrite)
     if config.dry_run:

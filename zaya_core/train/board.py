@@ -17,7 +17,7 @@ def board(kind: str, out: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError("--report-to tensorboard needs tensorboard", hint='pip install "zaya[tensorboard]"') from error
+        raise ConfigError("--report-to tensorboard needs tensorboard", hint="pip install 'zaya[tensorboard]'") from error
 
     def show(figures: dict[str, Any]) -> None:
         for name, value in figures.items():

@@ -25,7 +25,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"]
                 momentum.mul_(0.95).add_(parameter.grad)
                 direction = orthogonal(parameter.grad.add(momentum, alpha=0.95))  # Nesterov's look ahead
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
