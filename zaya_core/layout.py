@@ -98,12 +98,18 @@ def packed(document: Tensor, position: Tensor) -> Layout:
 
 
 def training_row(
-    document: Tensor, position: Tensor, first: Tensor, block_length: int, labelled: Tensor | None = None
+    document: Tensor,
+    position: Tensor,
+    first: Tensor,
+    block_length: int,
+    labelled: Tensor | None = None,
+    own: slice | None = None,
 ) -> tuple[Layout, Tensor]:
     """The doubled row: clean slots [B, S], then masked blocks over them (tidar.md section 2).
 
     `first` [B, S] is the position, at least 1, where the first block of the slot's document starts: the random phase. Blocks
-    are always whole; masks past the end of their document have no target. Blocks without a `labelled` slot [B, S] are left out.
+    are always whole; masks past the end of their document have no target. Blocks without a `labelled` slot [B, S] are left out,
+    and so are blocks that begin outside of the slots `own`.
     Returns the layout of S + M slots and `target` [B, M]: the clean slot that each mask predicts, or -1. M is the batch's
     largest number of masks.
     """
@@ -111,6 +117,9 @@ def training_row(
     starts_block = (position >= first) & ((position - first) % block_length == 0) & (document >= 0)
     if labelled is not None:
         starts_block = starts_block & _block_has(labelled & (position >= first) & (document >= 0), starts_block)
+    if own is not None:
+        slot = torch.arange(num_clean, device=document.device)
+        starts_block = starts_block & (slot >= own.start) & (slot < own.stop)
     num_blocks = int(starts_block.sum(1).max())
     # Slots that start a block sort first, in order; rows with fewer blocks are filled with blocks that see only themselves.
     begin = torch.argsort((~starts_block).to(torch.int8), dim=1, stable=True)[:, :num_blocks]

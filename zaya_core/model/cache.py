@@ -5,13 +5,42 @@ of them advances a length and keeps the right tails, and rolling back is doing n
 history in the same buffers, so the history is never copied but when a buffer grows.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import CLEAN, FAR, HISTORY, Keys, Layout
+from zaya_core.ops.shift import with_history
 
 GROWTH = 256  # slots: buffers grow by whole multiples of this
+
+
+class LayerPast(Protocol):
+    """What one layer of a forward finds before and beside its own slots."""
+
+    def prepend(self, latents: Tensor, values: Tensor, empty: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+        """Raw latents and delayed values of this forward [B, T, C] behind those that `layout.prev` reaches back to.
+
+        `empty` is what stands before a document [B, HISTORY, C].
+        """
+        ...
+
+    def stage(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, G, T, N] of this forward -> all keys and values [B, G, S, N], in the order of `Past.keys`."""
+        ...
+
+
+class Past(Protocol):
+    """What a forward finds before and beside its own slots: a decoding cache, or the other ranks' part of its rows."""
+
+    layers: Sequence[LayerPast]
+
+    def keys(self, layout: Layout) -> Keys:
+        """Everything that the slots of `layout` may look at."""
+        ...
 
 
 class LayerCache:
@@ -46,10 +75,14 @@ class LayerCache:
             self.v[row, :, slot] = v.transpose(1, 2)
         return self.k[:, :, :end], self.v[:, :, :end]
 
-    def stage_tails(self, latents: Tensor, values: Tensor, num_clean: int) -> None:
-        """Remember [B, HISTORY + clean slots, ...], from which `commit` cuts the new tails."""
-        end = HISTORY + num_clean
-        self._staged = (latents[:, :end], values[:, :end])
+    def prepend(self, latents: Tensor, values: Tensor, empty: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+        """[B, T, C] of this forward after the tails -> [B, HISTORY + T, C]; `commit` will cut the new tails from them."""
+        fresh = (self.lengths == 0)[:, None, None]
+        z = with_history(self.latent_tail, latents)
+        past_values = with_history(torch.where(fresh, empty[1].to(self.value_tail.dtype), self.value_tail), values)
+        end = HISTORY + layout.num_clean
+        self._staged = (z[:, :end], past_values[:, :end])
+        return z, past_values
 
     def commit(self, counts: Tensor, count: int | None) -> None:
         """Keep the tails after each row's first `counts` [B] staged slots; `count` where all rows agree."""

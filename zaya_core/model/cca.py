@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import HISTORY, Layout
-from zaya_core.model.cache import LayerCache
+from zaya_core.model.cache import LayerPast
 from zaya_core.ops.attention import View
 from zaya_core.ops.norm import unit_norm
 from zaya_core.ops.rope import rotate
@@ -33,17 +33,18 @@ class CcaProjection(nn.Module):
             channels, channels, config.cca_time1, groups=config.num_attention_heads + config.num_key_value_heads
         )
 
-    def forward(self, x: Tensor, layout: Layout, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, layout: Layout, cache: LayerPast | None) -> tuple[Tensor, Tensor, Tensor]:
         """-> q [B, T, H, N], k [B, T, G, N], v [B, T, G, N]; stages the tails in `cache`."""
         config = self.config
         rows, slots, _ = x.shape
         q_raw, k_raw = self.q_proj(x), self.k_proj(x)
         delayed = self.v_proj_delayed(x)
         latents = torch.cat([q_raw, k_raw], -1)
-        z = with_history(self._latent_history(latents, cache), latents)
-        past_values = with_history(self._value_history(delayed, cache), delayed)
-        if cache is not None:
-            cache.stage_tails(z, past_values, layout.num_clean)
+        empty = self._no_history(latents, delayed)
+        if cache is None:
+            z, past_values = with_history(empty[0], latents), with_history(empty[1], delayed)
+        else:
+            z, past_values = cache.prepend(latents, delayed, empty, layout)
         depthwise, grouped = self.conv_qk_depthwise, self.conv_qk_grouped
         mixed = mix_latents(z, layout.prev, (depthwise.weight, depthwise.bias), (grouped.weight, grouped.bias))
         q_mean, k_mean = _mean_residuals(q_raw, k_raw, config)
@@ -53,22 +54,11 @@ class CcaProjection(nn.Module):
         heads = (rows, slots, -1, config.head_dim)
         return q_mixed.reshape(heads) + q_mean, k_mixed.reshape(heads) + k_mean, values.view(heads)
 
-    def _latent_history(self, latents: Tensor, cache: LayerCache | None) -> Tensor:
-        """Raw latents of the last two tokens; before any token upstream pads with zero latents, without the bias."""
-        if cache is not None:
-            return cache.latent_tail
-        return latents.new_zeros(latents.shape[0], HISTORY, latents.shape[2])
-
-    def _value_history(self, delayed: Tensor, cache: LayerCache | None) -> Tensor:
-        """Delayed values of the last two tokens; before any token, the projection of a zero hidden state: its bias."""
-        rows, _, width = delayed.shape
-        if cache is None:
-            empty = delayed.new_zeros(rows, HISTORY, width)
-            return empty if self.v_proj_delayed.bias is None else empty + self.v_proj_delayed.bias
-        if self.v_proj_delayed.bias is None:
-            return cache.value_tail
-        fresh = (cache.lengths == 0)[:, None, None]
-        return torch.where(fresh, self.v_proj_delayed.bias.to(cache.value_tail.dtype), cache.value_tail)
+    def _no_history(self, latents: Tensor, delayed: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands before a document: zero raw latents, without the bias, and the values of a zero hidden state: its bias."""
+        empty_latents, empty_values = (part.new_zeros(part.shape[0], HISTORY, part.shape[2]) for part in (latents, delayed))
+        bias = self.v_proj_delayed.bias
+        return empty_latents, empty_values if bias is None else empty_values + bias
 
 
 class QKNorm(nn.Module):
@@ -93,7 +83,7 @@ class CcaAttention(nn.Module):
         self.qk_norm = QKNorm(config)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, layout: Layout, angles: tuple[Tensor, Tensor], view: View, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, angles: tuple[Tensor, Tensor], view: View, cache: LayerPast | None) -> Tensor:
         """[B, T, D] -> [B, T, D]; `view` is over history and this forward's slots."""
         q, k, v = self.qkv_proj(x, layout, cache)
         q, k = self.qk_norm(q, k)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import Layout, keys_of
-from zaya_core.model.cache import Cache, LayerCache
+from zaya_core.model.cache import Cache, LayerPast, Past
 from zaya_core.model.cca import CcaAttention
 from zaya_core.model.layers import ResidualScale, RmsNorm
 from zaya_core.model.moe import MoeLayer
@@ -38,7 +38,7 @@ class DecoderLayer(nn.Module):
         layout: Layout,
         angles: tuple[Tensor, Tensor],
         view: View,
-        cache: LayerCache | None,
+        cache: LayerPast | None,
         routing: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Stream [B, T, D] and router state [B, T, R] of the layer below -> those of this layer."""
@@ -61,13 +61,13 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.row_view = row_view  # how whole rows attend; a run whose GPU fails the probe puts `sights` here
 
-    def forward(self, token_ids: Tensor, layout: Layout, cache: Cache | None, routing: list[Tensor] | None) -> Tensor:
+    def forward(self, token_ids: Tensor, layout: Layout, cache: Past | None, routing: list[Tensor] | None) -> Tensor:
         """[B, T] -> [B, T, D]."""
         stream = (self.embed_tokens(token_ids) + self.input_hidden_states_bias) * self.input_hidden_states_scale
         dtype = stream.dtype
         stream = stream.to(widened(dtype))
         keys = keys_of(layout) if cache is None else cache.keys(layout)
-        see = self.row_view if cache is None else sights
+        see = sights if isinstance(cache, Cache) else self.row_view
         views, angles = {}, {}
         for kind in set(self.config.layer_types):
             views[kind] = see(layout, keys, self.config.window(kind))
@@ -91,10 +91,10 @@ class Zaya(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, token_ids: Tensor, layout: Layout, cache: Cache | None = None, routing: list[Tensor] | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor, layout: Layout, cache: Past | None = None, routing: list[Tensor] | None = None) -> Tensor:
         """Token ids [B, T] under `layout` -> normed hidden [B, T, D].
 
-        With a `cache`, keys and tails are staged there until its `commit`. `routing` collects each layer's expert choice [B, T].
+        With a `Cache`, keys and tails are staged there until its `commit`. `routing` collects each layer's expert choice [B, T].
         """
         return self.model(token_ids, layout, cache, routing)
 

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from zaya_core.layout import HISTORY
-
 
 def with_history(history: Tensor, x: Tensor) -> Tensor:
-    """[B, HISTORY, C] and [B, T, C] -> [B, HISTORY + T, C], the array that `prev` indexes."""
+    """[B, history, C] and [B, T, C] -> [B, history + T, C], the array that `prev` indexes."""
     return torch.cat([history.to(x.dtype), x], 1)
 
 
@@ -17,16 +15,16 @@ def gather_slots(x: Tensor, index: Tensor) -> Tensor:
 
 
 def mix_latents(z: Tensor, prev: Tensor, depthwise: tuple[Tensor, Tensor], grouped: tuple[Tensor, Tensor]) -> Tensor:
-    """Two causal convolutions of two taps over [HISTORY + T] raw latents -> [B, T, C].
+    """Two causal convolutions of two taps over [history + T] raw latents -> [B, T, C].
 
     `depthwise`: weight [C, 1, 2], bias [C]; `grouped`: weight [C, N, 2] (one group a head of N), bias [C]. Tap 0 is the older.
-    The depthwise output at the newest history step is formed from raw latents, so zeros give its bias, not zero (model.md A2.3).
+    The depthwise outputs of the history are formed from raw latents too, so zeros give its bias, not zero (model.md A2.3).
     """
     older, newer = depthwise[0][:, 0, 0], depthwise[0][:, 0, 1]
-    slots = z[:, HISTORY:]
-    first = z[:, :1] * older + z[:, 1:2] * newer + depthwise[1]
-    mixed = gather_slots(z, prev) * older + slots * newer + depthwise[1]
-    mixed_prev = gather_slots(torch.cat([first, mixed], 1), prev - (HISTORY - 1))
+    num_past = z.shape[1] - prev.shape[1]
+    past = z[:, : num_past - 1] * older + z[:, 1:num_past] * newer + depthwise[1]
+    mixed = gather_slots(z, prev) * older + z[:, num_past:] * newer + depthwise[1]
+    mixed_prev = gather_slots(torch.cat([past, mixed], 1), prev - 1)  # the oldest time step has no output
     return _per_head(mixed_prev, mixed, *grouped)
 
 
