@@ -35,7 +35,7 @@ def write_random(
     with publish(directory) as aside:
         if tokenizer:
             write_tokenizer(aside)
-        write_checkpoint(aside, config=config, tensors=tensors, dtype=torch.float32, certificate={}, generation={})
+        write_checkpoint(aside, config=config, tensors=tensors.items(), dtype=torch.float32, certificate={}, generation={})
     return Checkpoint.open(directory)
 
 

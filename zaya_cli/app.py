@@ -68,7 +68,8 @@ class StageCommand(click.Command):
             config = read_config(self.config_class, ctx)
             with Console(output) as console:
                 for event in self.stage.run(config):
-                    console.show(event)
+                    if speaks_for_all():
+                        console.show(event)
         except (click.ClickException, BrokenPipeError):
             raise
         except Exception:
@@ -121,6 +122,11 @@ def main(arguments: Sequence[str] | None = None, *, commands: Sequence[Command] 
         return _reader_left()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
+
+
+def speaks_for_all() -> bool:
+    """Is this the only process, or the first of a torchrun? The others show nothing but their errors."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def dashed(name: str) -> str:

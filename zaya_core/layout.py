@@ -134,7 +134,7 @@ def training_row(
 
     mask_slot = num_clean + torch.arange(num_blocks * block_length, device=document.device) + HISTORY
     prev = (mask_slot - 1).expand(rows, -1).clone()
-    prev[:, ::block_length] = begin - 1 + HISTORY
+    prev[:, ::block_length] = torch.where(used, begin - 1 + HISTORY, NO_HISTORY)
     clean = packed(document, position)
     block = torch.arange(num_blocks, device=document.device).repeat_interleave(block_length).expand(rows, -1)
     masks = Layout(begin_position + inside.repeat(num_blocks), begin_position, block, owner, prev, 0)

@@ -34,7 +34,7 @@ def write_child(directory, config: ModelConfig, stage: str, parent: Checkpoint |
     tensors = stored_tensors(random_model(config))
     with publish(directory) as aside:
         write_tokenizer(aside)
-        write_checkpoint(aside, config=config, tensors=tensors, dtype=torch.bfloat16, certificate=paper, generation={})
+        write_checkpoint(aside, config=config, tensors=tensors.items(), dtype=torch.bfloat16, certificate=paper, generation={})
     return Checkpoint.open(directory)
 
 

@@ -5,6 +5,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,13 @@ def write_checkpoint(
     directory: Path,
     *,
     config: ModelConfig,
-    tensors: dict[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     certificate: dict[str, Any],
     generation: dict[str, Any],
 ) -> None:
     """Fill `directory` (a publish's) with weights, config, generation config and certificate; the tokenizer is the caller's."""
-    write_tensors(directory, ((name, in_stored_dtype(name, tensor, dtype)) for name, tensor in tensors.items()))
+    write_tensors(directory, ((name, in_stored_dtype(name, tensor, dtype)) for name, tensor in tensors))
     write_metadata(directory, config=config, dtype=dtype, certificate=certificate, generation=generation)
 
 

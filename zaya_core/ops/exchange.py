@@ -46,9 +46,7 @@ class _Rows(torch.autograd.Function):
     """The first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1, ...; `received` likewise."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, sent: list[int], received: list[int], group: Group
-    ) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
         ctx.way = (received, sent, group)
         return _all_to_all(x, sent, received, group)
 
@@ -92,12 +90,12 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        out = x.new_empty(group.size(), *x.shape)
-        dist.all_gather_single(out, x.contiguous(), group=group)
-        return out
+        out = x.new_empty(group.size() * x.numel())
+        dist.all_gather_single(out, x.flatten(), group=group)
+        return out.view(group.size(), *x.shape)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        out = grad.new_empty(grad.shape[1:])
-        dist.reduce_scatter_single(out, grad.contiguous(), group=ctx.group)
-        return out, None
+        out = grad.new_empty(grad[0].numel())
+        dist.reduce_scatter_single(out, grad.flatten(), group=ctx.group)
+        return out.view(grad.shape[1:]), None

@@ -18,12 +18,20 @@ if TYPE_CHECKING:
 
     from zaya_core.data.packing import PackedRows
     from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.model.decoder import Zaya
     from zaya_core.train.loop import FitOptions
+    from zaya_core.train.ranks import Ranks
     from zaya_core.train.run import Run
     from zaya_core.train.state import TrainState
 
-NOT_THE_RUN = (
+    ReadRows = Callable[[Checkpoint], Iterator[Event]]
+
+NOT_THE_RUN = (  # may change when a run goes on; of the batch sizes only what they make together, `rows_per_step`, may not
     "out",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "expert_parallel",
+    "context_parallel",
     "resume",
     "overwrite",
     "dry_run",
@@ -46,8 +54,10 @@ class TrainConfig:
     data: tuple[str, ...] = option((), help="rows to train on, PATH[:WEIGHT]: file, folder, stdlib or a dataset's id; repeatable")
     max_steps: int = option(1000, help="optimizer steps in all", minimum=1)
     seq_len: int = option(512, help="clean tokens in a row", minimum=2)
-    batch_size: int = option(8, help="rows in a batch", minimum=1)
+    batch_size: int = option(8, help="rows in a batch; under torchrun, in a batch of each rank", minimum=1)
     gradient_accumulation_steps: int = option(1, help="batches in a step", minimum=1)
+    expert_parallel: int = option(1, help="under torchrun: ranks that share out the experts of each layer", minimum=1)
+    context_parallel: int = option(1, help="under torchrun: ranks that share out the tokens of each row", minimum=1)
     gradient_checkpointing: Literal["none", "selective", "full"] = option("none", help="activations computed twice, not kept")
     optimizer: Literal["adamw", "muon"] = option("adamw", help="of the matrices; the rest is AdamW's")
     lr: float = option(1e-3, help="peak learning rate", above=0)
@@ -90,41 +100,73 @@ class Rows:
     record: dict[str, Any]
 
 
-def run_training(
-    config: TrainConfig, stage: str, read_rows: "Callable[[Checkpoint], Iterator[Event]]", *, lora_rank: int = 0
-) -> Iterator[Event]:
-    """Train, save, publish; yields a Metrics event per step and ends with a Result. `read_rows` is a generator returning Rows."""
-    from zaya_core.data.inspect import inspected
+def run_training(config: TrainConfig, stage: str, read_rows: "ReadRows", *, lora_rank: int = 0) -> Iterator[Event]:
+    """Train, save, publish; yields a Metrics event per step and ends with a Result. `read_rows` is a generator returning Rows.
+
+    Under torchrun every rank yields the same events; only the first writes.
+    """
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.io.hub import checkpoint_path
-    from zaya_core.train.run import Run
+    from zaya_core.runtime import pick_device
+    from zaya_core.train.ranks import joined_ranks
 
     parent = Checkpoint.open(checkpoint_path(config.model))
     _check(config, parent)
-    rows = yield from read_rows(parent)
+    device = pick_device(config.device)
+    with joined_ranks(device, expert=config.expert_parallel, context=config.context_parallel) as ranks:
+        _check_ranks(config, parent, ranks, lora_rank)
+        with ranks.first_of_machine():
+            rows = yield from read_rows(parent)
+        yield from _run(config, stage, parent, rows, ranks, lora_rank)
+
+
+def _run(config: TrainConfig, stage: str, parent: "Checkpoint", rows: Rows, ranks: "Ranks", lora_rank: int) -> Iterator[Event]:
+    from zaya_core.data.inspect import inspected
+    from zaya_core.train.run import Run
+
     if config.inspect:
         yield from inspected(rows.train, parent, config.inspect)
         return
-    wanted = config.max_steps * config.batch_size * config.gradient_accumulation_steps
-    yield Note(f"{rows.train.describe()}; {wanted / rows.train.rows_per_epoch:.2f} epochs")
+    rows_per_step = config.batch_size * config.gradient_accumulation_steps * ranks.row_groups
+    yield Note(f"{rows.train.describe()}; {config.max_steps * rows_per_step / rows.train.rows_per_epoch:.2f} epochs")
     yield Note(_expected_start(config, parent))
     options = {key: value for key, value in resolved(config).items() if key not in NOT_THE_RUN}
-    inputs = {"data_sha256": rows.record["data_sha256"], "parent_sha256": parent.fingerprint()}
+    inputs = {"data_sha256": rows.record["data_sha256"], "parent_sha256": parent.fingerprint(), "rows_per_step": rows_per_step}
     training = Run(config.out, options | inputs)
-    point = training.resume_point(resume=config.resume, overwrite=config.overwrite)
+    point, is_finished = None, False
+    if ranks.is_first:
+        point = training.resume_point(resume=config.resume, overwrite=config.overwrite)
+        is_finished = training.is_finished and config.resume != "never"
+    point, is_finished = ranks.first_says((point, is_finished))
     if config.dry_run:
         yield Result(_plan(config, parent, rows.train))
         return
-    if training.is_finished and config.resume != "never":
+    if is_finished:
         yield Note(f"{config.out} is finished with these options; nothing to do")
         yield Result({"path": str(config.out), "steps": config.max_steps, "resumed": True})
         return
-    state = yield from _new_state(config, parent, lora_rank)
+    if ranks.world > 1:
+        yield Note(f"{ranks.world} ranks: data {ranks.data} x expert {ranks.expert} x context {ranks.context}")
+    state = yield from _new_state(config, parent, ranks, lora_rank)
     if point is not None:
         state.read(point)
         yield Note(f"resuming {config.out} after step {state.step}")
-    training.start(point)
+    if ranks.is_first:
+        training.start(point)
+    ranks.wait()
     yield from _train(config, training, parent, state, rows, stage)
+
+
+def _check_ranks(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_rank: int) -> None:
+    """What a number of ranks asks of the model and of the rows."""
+    if lora_rank and ranks.world > 1:
+        raise ConfigError(f"--lora-rank trains on one rank, got {ranks.world}", hint="start it without torchrun")
+    if parent.config.num_experts % ranks.expert:
+        raise ConfigError(f"--expert-parallel is {ranks.expert}, expected a divisor of the {parent.config.num_experts} experts")
+    block = parent.config.tidar.block_length if parent.config.tidar else 2
+    if config.seq_len % ranks.context or config.seq_len // ranks.context < block:
+        expected = f"expected a multiple of --context-parallel {ranks.context}, and {block} or more tokens for each rank"
+        raise ConfigError(f"--seq-len is {config.seq_len}, {expected}")
 
 
 def _check(config: TrainConfig, parent: "Checkpoint") -> None:
@@ -161,12 +203,10 @@ def _plan(config: TrainConfig, parent: "Checkpoint", rows: "PackedRows") -> dict
     }
 
 
-def _new_state(config: TrainConfig, parent: "Checkpoint", lora_rank: int) -> "Iterator[Event]":
+def _new_state(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_rank: int) -> "Iterator[Event]":
     """The state before the first step; returns it."""
     import torch
 
-    from zaya_core.model.load import load_model
-    from zaya_core.runtime import pick_device
     from zaya_core.train.lora import add_adapters
     from zaya_core.train.memory import checkpoint_activations, keep_freed_pages
     from zaya_core.train.optim import RouterBalance, make_optimizer
@@ -174,10 +214,7 @@ def _new_state(config: TrainConfig, parent: "Checkpoint", lora_rank: int) -> "It
     from zaya_core.train.state import TrainState
 
     keep_freed_pages()
-    # Clones, because a float32 checkpoint is mapped from the parent's file and training writes in place.
-    model = load_model(parent, dtype=torch.float32, device=pick_device(config.device)).requires_grad_(True)
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+    model = _model(config, parent, ranks)
     torch.manual_seed(config.seed)  # adapters start at random
     if lora_rank:
         add_adapters(model, rank=lora_rank)
@@ -185,7 +222,29 @@ def _new_state(config: TrainConfig, parent: "Checkpoint", lora_rank: int) -> "It
     checkpoint_activations(model, config.gradient_checkpointing)
     optimizer = make_optimizer(model, kind=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
     balance_lr = 0.0 if lora_rank else config.router_balance_lr  # adapters leave the router as it is
-    return TrainState(model, optimizer, RouterBalance(model, lr=balance_lr))
+    return TrainState(model, optimizer, RouterBalance(model, lr=balance_lr), ranks)
+
+
+def _model(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks") -> "Zaya":
+    """The parent's network to train, in float32; of several ranks, this one's part, which is all that it reads."""
+    import torch
+
+    from zaya_core.model.load import load_model, meta_model
+    from zaya_core.runtime import DTYPES, pick_device
+    from zaya_core.train.parallel import shard_model
+    from zaya_core.train.state import copy_weights
+
+    device = pick_device(config.device)
+    if ranks.world > 1:
+        model = meta_model(parent.config).eval()
+        shard_model(model, ranks, dtype=DTYPES[config.dtype])
+        copy_weights(model.to_empty(device=device), parent, ranks)
+        return model
+    # Clones, because a float32 checkpoint is mapped from the parent's file and training writes in place.
+    model = load_model(parent, dtype=torch.float32, device=device).requires_grad_(True)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def _train(
@@ -197,28 +256,37 @@ def _train(
     from zaya_core.train.loop import evaluate, fit
 
     paper = certificate(stage, parent=parent, options=resolved(config), metrics={}) | rows.record
-    figures, options = training.last_figures(), _fit_options(config)
+    figures, options, ranks = training.last_figures(), _fit_options(config), state.ranks
 
     def write_save(directory: Path) -> None:
         _write(directory, parent, state, dtype=state.model.dtype, paper=paper | {"metrics": figures})
         state.write(directory)
 
-    with InterruptFlag() as flag, board(config.report_to, config.out) as show:
+    with InterruptFlag() as flag, board(config.report_to if ranks.is_first else "none", config.out) as show:
         for step_figures in fit(state, rows.train, options):
             figures = step_figures
             saves = state.step % config.save_every == 0 or state.step == config.max_steps
             if rows.held_out is not None and saves:
-                figures |= evaluate(state.model, rows.held_out, num_rows=config.eval_rows, options=options)
-            training.log(figures)
+                figures |= evaluate(state.model, rows.held_out, num_rows=config.eval_rows, options=options, ranks=ranks)
+            if ranks.is_first:
+                training.log(figures)
             show(figures)
             yield Metrics(figures, config.max_steps)
             if state.step in (config.log_every, config.max_steps) and figures["num_dead_experts"]:
                 yield Warn(f"step {state.step}: {figures['num_dead_experts']} experts got no token; raise --router-balance-lr")
-            if saves or flag.is_set:
+            stops = ranks.any(flag.is_set, state.model.device)
+            if (saves or stops) and ranks.is_first:
                 training.save(state.step, write_save, keep=config.save_total_limit)
-            flag.raise_if_set(f"stopped after step {state.step}; rerun the same command to go on")
-        with training.result() as directory:
-            _write(directory, parent, state, dtype=parent.stored_dtype, paper=paper | {"metrics": figures})
+            elif saves or stops:
+                state.send(optimizer=True)
+            if stops:
+                flag.stop(f"stopped after step {state.step}; rerun the same command to go on")
+        if ranks.is_first:
+            with training.result() as directory:
+                _write(directory, parent, state, dtype=parent.stored_dtype, paper=paper | {"metrics": figures})
+        else:
+            state.send(optimizer=False)
+        ranks.wait()
     shown = ("loss", "ar_loss", "diffusion_loss", "acceptance_length", "eval_acceptance_length", "tokens_seen")
     yield Result({"path": str(config.out), "steps": state.step} | {key: figures[key] for key in shown if key in figures})
 
@@ -228,12 +296,11 @@ def _write(directory: Path, parent: "Checkpoint", state: "TrainState", *, dtype:
     from zaya_core.data.chat import write_template
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.io.checkpoint import write_checkpoint
-    from zaya_core.train.lora import merged_tensors
 
     write_checkpoint(
         directory,
         config=state.model.config,
-        tensors=merged_tensors(state.model),
+        tensors=state.weights(),
         dtype=dtype,
         certificate=paper,
         generation=parent.generation_config(),

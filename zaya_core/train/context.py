@@ -46,7 +46,7 @@ class ContextSplit:
 
     def stage(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """[B, G, T, N] of this forward -> [B, G, S, N] in the order of `keys`."""
-        clean, masks = (torch.stack([k, v]).split([self.num_own, k.shape[2] - self.num_own], 3))
+        clean, masks = torch.stack([k, v]).split([self.num_own, k.shape[2] - self.num_own], 3)
         row = from_all(clean, group=self.group).movedim(0, 3).flatten(3, 4)
         whole = torch.cat([row, masks], 3)
         return whole[0], whole[1]

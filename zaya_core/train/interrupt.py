@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from zaya_core.errors import Interrupted
 
@@ -19,10 +20,9 @@ class InterruptFlag:
         """Has a signal come?"""
         return self.signal_number is not None
 
-    def raise_if_set(self, message: str) -> None:
-        """Raise Interrupted, whose exit code is 128 + the signal's number."""
-        if self.signal_number is not None:
-            raise Interrupted(message, signal_number=self.signal_number)
+    def stop(self, message: str) -> NoReturn:
+        """Raise Interrupted, whose exit code is 128 + the signal's number: SIGTERM where another rank got it."""
+        raise Interrupted(message, signal_number=self.signal_number or signal.SIGTERM)
 
     def __enter__(self) -> "InterruptFlag":
         # Python delivers signals to the main thread only; elsewhere the embedding program owns them.

@@ -4,19 +4,20 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zaya_core.data.packing import Batch, PackedRows
+from zaya_core.data.packing import PADDING, Batch, Rows
 from zaya_core.errors import RunError
 from zaya_core.model.decoder import Zaya
 from zaya_core.runtime import peak_memory_bytes
 from zaya_core.train.memory import knobs_named
 from zaya_core.train.objective import Losses, Objective, backward, objective_loss
-from zaya_core.train.optim import learning_rate, load_balance
+from zaya_core.train.optim import clip_gradients, learning_rate, load_balance
+from zaya_core.train.ranks import Ranks
 from zaya_core.train.state import TrainState
 
 
@@ -37,20 +38,21 @@ class FitOptions:
     log_every: int
 
 
-def fit(state: TrainState, rows: PackedRows, options: FitOptions) -> Iterator[dict[str, Any]]:
-    """Train from `state.step` to `max_steps`, yielding each step's figures after its update."""
+def fit(state: TrainState, rows: Rows, options: FitOptions) -> Iterator[dict[str, Any]]:
+    """Train from `state.step` to `max_steps`, yielding each step's figures, of all ranks, after its update."""
     began, first_step = time.perf_counter(), state.step
     while state.step < options.max_steps:
         step_began = time.perf_counter()
-        batches = _batches(rows, options, state.step, state.model.device)
+        batches = _batches(rows, options, state.step, state.model.device, state.ranks)
         measure = state.step % options.log_every == 0 or state.step == options.max_steps - 1
         with knobs_named():
             with autocast(state.model, options.dtype):
-                losses = backward(state.model, batches, options.objective, measure=measure)
+                losses = backward(state.model, batches, options.objective, measure=measure, ranks=state.ranks)
             figures = figures_of(losses, options.objective)
-            _check(figures, losses, state.step, options)
+            _check(figures, losses, _row_range(options, state.step, state.ranks), state.step)
             figures |= _update(state, options, losses.load)
-        num_tokens = sum(int((batch.document >= 0).sum()) for batch in batches)
+        counted = float(sum(int((batch.document >= 0).sum()) for batch in batches))
+        num_tokens = int(state.ranks.total_of_rows([counted], state.model.device)[0])
         state.step += 1
         state.tokens_seen += num_tokens
         now = time.perf_counter()
@@ -67,17 +69,21 @@ def fit(state: TrainState, rows: PackedRows, options: FitOptions) -> Iterator[di
 
 
 @torch.no_grad()
-def evaluate(model: Zaya, rows: PackedRows, *, num_rows: int, options: FitOptions) -> dict[str, Any]:
+def evaluate(model: Zaya, rows: Rows, *, num_rows: int, options: FitOptions, ranks: Ranks) -> dict[str, Any]:
     """Figures of held-out rows, every draft measured, their names prefixed with eval_."""
     total = None
     size = options.batch_size
-    for begin in range(0, num_rows, size):
-        batch = rows.batch(range(begin, min(begin + size, num_rows))).to(model.device)
+    for begin in range(0, num_rows, size * ranks.row_groups):
+        own = begin + size * ranks.row_group
+        # A forward is a meeting of all ranks: one without rows of its own comes with a row that weighs nothing.
+        batch = rows.batch(range(own, min(own + size, num_rows)) or range(1)).to(model.device)
+        if own >= num_rows:
+            batch = replace(batch, weight=torch.zeros_like(batch.weight), document=torch.full_like(batch.document, PADDING))
         with autocast(model, options.dtype):
-            _, losses = objective_loss(model, batch, options.objective, (1.0, 1.0), measure=True)
+            _, losses = objective_loss(model, batch, options.objective, (1.0, 1.0), measure=True, ranks=ranks)
         total = losses if total is None else total + losses
     assert total is not None, "an evaluation has rows"
-    figures = figures_of(total, options.objective)
+    figures = figures_of(ranks.added(total), options.objective)
     return {f"eval_{name}": value for name, value in figures.items() if name != "loss"}
 
 
@@ -109,20 +115,22 @@ def _rounded(totals: Tensor, counts: Tensor) -> list[float]:
     return [round(value, 4) for value in (totals / counts.clamp_min(1e-9)).tolist()]
 
 
-def _row_range(options: FitOptions, step: int) -> range:
-    per_step = options.batch_size * options.gradient_accumulation_steps
+def _row_range(options: FitOptions, step: int, ranks: Ranks) -> range:
+    """The step's rows, of all ranks."""
+    per_step = options.batch_size * options.gradient_accumulation_steps * ranks.row_groups
     return range(step * per_step, (step + 1) * per_step)
 
 
-def _batches(rows: PackedRows, options: FitOptions, step: int, device: torch.device) -> list[Batch]:
-    indices = _row_range(options, step)
-    size = options.batch_size
-    return [rows.batch(indices[at : at + size]).to(device) for at in range(0, len(indices), size)]
+def _batches(rows: Rows, options: FitOptions, step: int, device: torch.device, ranks: Ranks) -> list[Batch]:
+    """This rank's: the groups of ranks take turns."""
+    indices, size = _row_range(options, step, ranks), options.batch_size
+    turns = range(ranks.row_group * size, len(indices), size * ranks.row_groups)
+    return [rows.batch(indices[at : at + size]).to(device) for at in turns]
 
 
-def _check(figures: dict[str, Any], losses: Losses, step: int, options: FitOptions) -> None:
+def _check(figures: dict[str, Any], losses: Losses, rows: range, step: int) -> None:
     """A loss that is no number, or that nothing contributed to, ends the run and names the step and its rows."""
-    where = f"step {step + 1}, rows {_row_range(options, step)}"
+    where = f"step {step + 1}, rows {rows}"
     if not math.isfinite(figures["loss"]):
         raise RunError(f"{where}: loss is {figures['loss']}", hint="lower --lr, or look at those rows with --inspect")
     if not float(losses.ar_weight + losses.weight.sum()):
@@ -139,10 +147,10 @@ def _update(state: TrainState, options: FitOptions, load: Tensor) -> dict[str, A
         warmup=math.ceil(options.warmup_ratio * options.max_steps),
         schedule=options.lr_scheduler,
     )
-    trained = [p for p in state.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
+    norm = clip_gradients(state.optimizer.take_gradients(), options.max_grad_norm, state.ranks)
     if not norm.isfinite():
-        raise RunError(f"step {state.step + 1}: the gradient's norm is {float(norm)} on rows {_row_range(options, state.step)}")
+        rows = _row_range(options, state.step, state.ranks)
+        raise RunError(f"step {state.step + 1}: the gradient's norm is {float(norm)} on rows {rows}")
     state.optimizer.set_learning_rate(lr)
     state.optimizer.step()
     state.balance.update(load, state.step)

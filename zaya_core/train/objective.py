@@ -14,6 +14,10 @@ from zaya_core.data.packing import Batch
 from zaya_core.layout import packed, training_row
 from zaya_core.model.decoder import Zaya
 from zaya_core.ops.loss import head_loss
+from zaya_core.train.context import ContextSplit, spanned, with_borders
+from zaya_core.train.ranks import Ranks
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -67,47 +71,50 @@ class Losses:
         return Losses(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Losses)))
 
 
-def backward(model: Zaya, batches: list[Batch], objective: Objective, *, measure: bool = False) -> Losses:
-    """Add the gradient of the objective over all batches of a step; `measure` compares drafts and AR laws also without a KL."""
+def backward(model: Zaya, batches: list[Batch], objective: Objective, *, measure: bool = False, ranks: Ranks = ALONE) -> Losses:
+    """Add the gradient of the objective over all batches of a step; `measure` compares drafts and AR laws also without a KL.
+
+    The losses are those of the batches of all `ranks`.
+    """
     length = _block_length(model)
-    denominators = objective.denominators(batches, length)
+    ar, draft = ranks.total_of_rows(list(objective.denominators(batches, length)), model.device)
     losses = None
     for batch in batches:
-        loss, part = objective_loss(model, batch, objective, denominators, measure=measure)
+        loss, part = objective_loss(model, batch, objective, (ar, draft), measure=measure, ranks=ranks)
         loss.backward()
         losses = part if losses is None else losses + part
     assert losses is not None, "a step has at least one batch"
-    return losses
+    return ranks.added(losses)
 
 
 def objective_loss(
-    model: Zaya, batch: Batch, objective: Objective, denominators: tuple[float, float], *, measure: bool
+    model: Zaya,
+    batch: Batch,
+    objective: Objective,
+    denominators: tuple[float, float],
+    *,
+    measure: bool,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Losses]:
-    """One batch's share of the objective, whose denominators are the whole step's; and its figures."""
-    ar_total, draft_total = denominators
-    routing: list[Tensor] = []
-    num_clean = batch.token_ids.shape[1]
-    if objective.kind == "ar":
-        hidden = model(batch.token_ids, packed(batch.document, batch.position), routing=routing)
-        used = hidden.new_zeros(hidden.shape[0], 0, dtype=torch.bool)
-        ar_scale, draft_scale = 1 / max(ar_total, 1e-9), 0.0
-        target = used.long()
-    else:
-        hidden, target, used = _doubled_forward(model, batch, routing)
-        both = 1 + objective.ar_weight
-        ar_scale, draft_scale = objective.ar_weight / both / max(ar_total, 1e-9), 1 / both / max(draft_total, 1e-9)
-    clean, masked = hidden[:, :num_clean], hidden[:, num_clean:]
+    """One batch's share of the objective, whose denominators are the whole step's; and its figures.
 
-    ar_weights = _ar_weights(batch)
+    Where rows are split over a context axis, the share and the figures are those of this rank's slots.
+    """
+    ar_scale, draft_scale = _scales(objective, denominators)
+    routing: list[Tensor] = []
+    length, own = _block_length(model), ranks.span(batch.token_ids.shape[1])
+    hidden, target, used = _forward(model, batch, objective, routing, ranks)
+    clean, masked = hidden.split([own.stop - own.start, target.shape[1]], 1)
+
+    ar_weights = _ar_weights(batch)[:, own]
     row, slot = torch.nonzero(ar_weights, as_tuple=True)
-    length = _block_length(model)
     draft_weights = objective.draft_weights(batch, length).gather(1, target.clamp_min(0)) * (target >= 0)
     mask_row, mask_slot = torch.nonzero(draft_weights, as_tuple=True)
     label_slot = target[mask_row, mask_slot]
-    labels = torch.cat([batch.token_ids[row, slot + 1], batch.token_ids[mask_row, label_slot]])
+    labels = torch.cat([batch.token_ids[row, own.start + slot + 1], batch.token_ids[mask_row, label_slot]])
     weights = torch.cat([ar_weights[row, slot] * ar_scale, draft_weights[mask_row, mask_slot] * draft_scale])
     taught = objective.kind != "ar" and (measure or objective.kl_share > 0)
-    teacher = clean[mask_row, label_slot - 1].detach() if taught else None
+    teacher = _before(clean, mask_row, label_slot - own.start, length, ranks) if taught else None
     rows = torch.cat([clean[row, slot], masked[mask_row, mask_slot]])
     head = model.lm_head
     result = head_loss(rows, head.weight, head.bias, labels, weights, teacher=teacher, kl_share=objective.kl_share)
@@ -130,7 +137,7 @@ def objective_loss(
         num_measured=by_offset(ones),
         accepted=accepted,
         num_blocks=num_blocks,
-        load=expert_load(routing, batch.document >= 0, used, model.config.num_experts + 1),
+        load=expert_load(routing, batch.document[:, own] >= 0, used, model.config.num_experts + 1),
     )
     return result.total, losses
 
@@ -143,14 +150,41 @@ def expert_load(routing: list[Tensor], clean: Tensor, masked: Tensor, num_classe
     return torch.stack([torch.stack(both) for both in counts], 1)
 
 
-def _doubled_forward(model: Zaya, batch: Batch, routing: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden [B, S + M, D] over [clean | masked blocks], each mask's target [B, M], and which masks are of a document."""
-    tidar = model.config.tidar
-    assert tidar is not None, "the TiDAR objective needs a converted checkpoint"
-    layout, target = training_row(batch.document, batch.position, batch.first, tidar.block_length, batch.weight > 0)
-    masks = torch.full_like(target, tidar.mask_token_id)
-    hidden = model(torch.cat([batch.token_ids, masks], 1), layout, routing=routing)
-    return hidden, target, (layout.document >= 0)[:, batch.token_ids.shape[1] :]
+def _scales(objective: Objective, denominators: tuple[float, float]) -> tuple[float, float]:
+    """What one nat of an AR label and of a draft label adds to the objective."""
+    ar, draft = (1 / max(total, 1e-9) for total in denominators)
+    if objective.kind == "ar":
+        return ar, 0.0
+    return ar * objective.ar_weight / (1 + objective.ar_weight), draft / (1 + objective.ar_weight)
+
+
+def _forward(model: Zaya, batch: Batch, objective: Objective, routing: list[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden [B, S + M, D] over [clean | masked blocks], each mask's target [B, M], and which masks are of a document.
+
+    Of rows split over a context axis: this rank's S clean slots, and the blocks that begin there.
+    """
+    own = ranks.span(batch.token_ids.shape[1])
+    if objective.kind == "ar":
+        layout, target = packed(batch.document, batch.position), batch.document[:, :0]
+    else:
+        tidar = model.config.tidar
+        assert tidar is not None, "the TiDAR objective needs a converted checkpoint"
+        labelled = batch.weight > 0
+        layout, target = training_row(batch.document, batch.position, batch.first, tidar.block_length, labelled, own)
+    masks = torch.full_like(target, model.config.tidar.mask_token_id if model.config.tidar else 0)
+    used = (layout.document >= 0)[:, batch.token_ids.shape[1] :]
+    past = None
+    if ranks.context > 1:
+        past = ContextSplit(layout, own, ranks.group("context"), num_layers=model.config.num_hidden_layers)
+        layout = spanned(layout, own)
+    return model(torch.cat([batch.token_ids[:, own], masks], 1), layout, past, routing), target, used
+
+
+def _before(clean: Tensor, row: Tensor, slot: Tensor, length: int, ranks: Ranks) -> Tensor:
+    """Hidden [M, D] of the clean slots before `slot` of this rank's span: up to `length` - 1 past its end, 1 before its start."""
+    if ranks.context == 1:
+        return clean[row, slot - 1].detach()
+    return with_borders(clean, length - 1, ranks.group("context"))[row, slot]
 
 
 def _ar_weights(batch: Batch) -> Tensor:
@@ -164,7 +198,7 @@ def _accepted(overlap: Tensor, weights: Tensor, length: int) -> tuple[Tensor, Te
 
     The first mask is left out, because no draft uses it.
     """
-    shape = (overlap.shape[0], -1, length)
+    shape = (overlap.shape[0], overlap.shape[1] // length, length)
     whole = (weights.view(shape) > 0).all(-1)
     return overlap.view(shape)[whole][:, 1:].cumprod(1).sum(), whole.sum().to(overlap.dtype)
 

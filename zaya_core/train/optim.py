@@ -7,16 +7,20 @@ from torch import Tensor
 
 from zaya_core.errors import ConfigError
 from zaya_core.model.decoder import Zaya
+from zaya_core.train.parallel import cut, joined, local_part
+from zaya_core.train.ranks import Ranks
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then the nearest orthogonal matrix, scaled to AdamW's update size (Jordan 2024; Liu 2025: 0.2 sqrt(max side)).
 
     `torch.optim.Muon` takes single matrices only; ours takes stacks [E, rows, columns] too, each expert's matrix by itself.
+    Of sharded parameters every rank forms the whole direction and keeps its part: `owners` maps a shard to its parameter.
     """
 
-    def __init__(self, params: list[Tensor], *, lr: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, owners: dict[Tensor, Tensor], *, lr: float, weight_decay: float) -> None:
+        super().__init__(list(owners), {"lr": lr, "weight_decay": weight_decay})
+        self.owners = owners
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -30,9 +34,10 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"]
                 momentum.mul_(0.95).add_(parameter.grad)
-                direction = orthogonal(parameter.grad.add(momentum, alpha=0.95))  # Nesterov's look ahead
+                owner = self.owners[parameter]
+                ahead = joined(parameter.grad.add(momentum, alpha=0.95), owner)  # Nesterov's look ahead
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+                parameter.add_(cut(orthogonal(ahead), owner), alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5)
 
 
 def orthogonal(matrix: Tensor, num_steps: int = 5) -> Tensor:
@@ -48,10 +53,11 @@ def orthogonal(matrix: Tensor, num_steps: int = 5) -> Tensor:
 
 
 class Optimizers:
-    """Several optimizers over disjoint parameters, stepped as one."""
+    """Several optimizers over disjoint parameters, stepped as one; of sharded ones they see this rank's shards."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.parts = parts
+    def __init__(self, parts: list[torch.optim.Optimizer], shards: dict[Tensor, Tensor]) -> None:
+        """`shards` maps every trained parameter to the tensor that is optimised: its shard here, or itself."""
+        self.parts, self.shards = parts, shards
 
     def set_learning_rate(self, lr: float) -> None:
         """For the next step, of all parameters."""
@@ -59,16 +65,25 @@ class Optimizers:
             for group in part.param_groups:
                 group["lr"] = lr
 
+    def take_gradients(self) -> list[Tensor]:
+        """Those of the shards, as plain tensors, from the parameters."""
+        for parameter, shard in self.shards.items():
+            if shard is not parameter:
+                shard.grad = None if parameter.grad is None else parameter.grad.to_local()
+        return [shard.grad for shard in self.shards.values() if shard.grad is not None]
+
     def step(self) -> None:
         """Update, then drop the gradients."""
         for part in self.parts:
             part.step()
-            part.zero_grad(set_to_none=True)
+        for parameter, shard in self.shards.items():
+            parameter.grad = shard.grad = None
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """The tensors kept for one parameter, to be filled when a state is thawed."""
-        owner = next(part for part in self.parts if any(parameter is p for g in part.param_groups for p in g["params"]))
-        return owner.state[parameter]
+        shard = self.shards[parameter]
+        owner = next(part for part in self.parts if any(shard is p for g in part.param_groups for p in g["params"]))
+        return owner.state[shard]
 
 
 def make_optimizer(model: Zaya, *, kind: str, lr: float, weight_decay: float) -> Optimizers:
@@ -77,14 +92,15 @@ def make_optimizer(model: Zaya, *, kind: str, lr: float, weight_decay: float) ->
     Matrices decay, vectors (norms, scales, biases, temperatures) do not. Only parameters that require a gradient are taken.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    by_muon = [p for name, p in trained.items() if kind == "muon" and _is_for_muon(name, p)]
-    rest = [p for p in trained.values() if not any(p is other for other in by_muon)]
+    shards = {p: local_part(p) for p in trained.values()}
+    by_muon = {shards[p]: p for name, p in trained.items() if kind == "muon" and _is_for_muon(name, p)}
+    rest = [shard for shard in shards.values() if shard not in by_muon]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
-    return Optimizers([adamw, *([Muon(by_muon, lr=lr, weight_decay=weight_decay)] if by_muon else [])])
+    return Optimizers([adamw, *([Muon(by_muon, lr=lr, weight_decay=weight_decay)] if by_muon else [])], shards)
 
 
 def _is_for_muon(name: str, parameter: Tensor) -> bool:
@@ -105,6 +121,15 @@ def learning_rate(step: int, *, peak: float, final_ratio: float, total: int, war
     else:
         raise ConfigError(f"--lr-scheduler is {schedule!r}, expected cosine, wsd or constant")
     return peak * (final_ratio + (1 - final_ratio) * fraction)
+
+
+@torch.no_grad()
+def clip_gradients(gradients: list[Tensor], max_norm: float, ranks: Ranks) -> Tensor:
+    """Scale the shards' gradients so that the norm over all ranks is at most `max_norm`; returns the norm before."""
+    norms = torch.stack(torch._foreach_norm([gradient for gradient in gradients if gradient.numel()]))
+    norm = ranks.total(norms.square().sum()).sqrt()
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0))
+    return norm
 
 
 class RouterBalance:

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from zaya_core.errors import ConfigError
+from zaya_core.errors import ConfigError, RunError
 
 AXES = ("data", "expert", "context")
 TIMEOUT = timedelta(minutes=30)  # a rank may have to tokenise or to read for all others
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 Sums = TypeVar("Sums")
 
 
@@ -140,5 +141,9 @@ def joined_ranks(device: torch.device, *, expert: int, context: int) -> Iterator
     try:
         sizes = (world // (expert * context), expert, context)
         yield Ranks(dist.get_rank(), *sizes, init_device_mesh(device.type, sizes, mesh_dim_names=AXES))
+    except RuntimeError as error:
+        if not any(words in str(error) for words in PEER_GONE):
+            raise
+        raise RunError("another rank ended in the middle of an exchange", hint="its own error says why") from error
     finally:
         dist.destroy_process_group()

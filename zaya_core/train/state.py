@@ -1,15 +1,16 @@
 """Everything a resume needs: weights, optimizer, router balance, step and tokens seen.
 
 Invariant: freeze, then thaw, is bit-exact. Data order and noise are functions of the seed and the step, so the step is the
-data cursor. On disk: a checkpoint directory in master precision plus training_state/ (safetensors and JSON, nothing that runs).
+data cursor. On disk, however many ranks wrote it: a checkpoint directory in master precision plus training_state/ (safetensors
+and JSON, nothing that runs).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zaya_core.errors import CheckpointError
@@ -17,10 +18,13 @@ from zaya_core.io.checkpoint import Checkpoint, check_tensors, stored_tensors
 from zaya_core.io.files import read_json, write_json
 from zaya_core.io.weights import read_tensors, save_tensors
 from zaya_core.model.decoder import Zaya
-from zaya_core.train.lora import is_adapted
+from zaya_core.model.load import meta_model
+from zaya_core.train.lora import is_adapted, merged_tensors
 from zaya_core.train.optim import Optimizers, RouterBalance
+from zaya_core.train.parallel import cut_stored, joined_to_store, local_part
+from zaya_core.train.ranks import Ranks
 
-STATE = "training_state"
+STATE, OPTIMIZER = "training_state", "optimizer.safetensors"
 VALUE = "value"
 BALANCE = ("balance.first", "balance.second")
 
@@ -32,63 +36,81 @@ class TrainState:
     model: Zaya
     optimizer: Optimizers
     balance: RouterBalance
+    ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
     tokens_seen: int = 0
 
+    def __post_init__(self) -> None:
+        # Now, because FSDP2 puts other tensors in the parameters' place while a forward runs.
+        self._trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The stored tensors, whole: every rank must take them all, for each gives its shards."""
+        if self.ranks.world == 1:
+            yield from merged_tensors(self.model).items()
+            return
+        for name, tensor in stored_tensors(self.model).items():
+            yield name, joined_to_store(name, local_part(tensor), tensor, self.ranks)
+
     def write(self, directory: Path) -> None:
-        """Add training_state/ to a checkpoint of the model in master precision."""
+        """Add training_state/ to a checkpoint of the model in master precision; for the first rank, the others `send`."""
         (directory / STATE).mkdir()
-        save_tensors(self._optimizer_tensors(), directory / STATE / "optimizer.safetensors")
-        write_json(directory / STATE / "state.json", {"step": self.step, "tokens_seen": self.tokens_seen})
+        save_tensors(dict(self._optimizer_tensors()), directory / STATE / OPTIMIZER)
+        values = {"step": self.step, "tokens_seen": self.tokens_seen, "num_ranks": self.ranks.world}
+        write_json(directory / STATE / "state.json", values)
+
+    def send(self, *, optimizer: bool) -> None:
+        """Give the first rank, which writes, this rank's shards of the weights and of the optimizer's state."""
+        for _ in self.weights():
+            pass
+        if optimizer:
+            for _ in self._optimizer_tensors():
+                pass
 
     def read(self, directory: Path) -> None:
-        """Put a written state in place of this one; names or shapes that differ are a CheckpointError."""
+        """Put a written state in place of this one, each rank its part; names or shapes that differ are a CheckpointError."""
         if not is_adapted(self.model):
-            self._copy_weights(Checkpoint.open(directory))
-        try:
-            stored = load_file(directory / STATE / "optimizer.safetensors", device=str(self.model.device))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{directory / STATE} is damaged: {error}", hint="--resume an older save") from error
+            copy_weights(self.model, Checkpoint.open(directory), self.ranks)
         values = read_json(directory / STATE / "state.json")
         self.step, self.tokens_seen = values["step"], values["tokens_seen"]
         try:
-            self.balance.first, self.balance.second = (stored.pop(name) for name in BALANCE)
-        except KeyError as error:
-            raise CheckpointError(f"{directory / STATE} lacks {error.args[0]}") from error
-        self._take(stored, directory / STATE)
-
-    def _take(self, stored: dict[str, Tensor], place: Path) -> None:
-        """Give every trained parameter its optimizer's tensors, named PARAMETER.MOMENT, and under LoRA its own value."""
-        by_parameter: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in stored.items():
-            owner, _, moment = name.rpartition(".")
-            by_parameter.setdefault(owner, {})[moment] = tensor
-        trained = self._trained()
-        odd = sorted(set(by_parameter) ^ set(trained))
-        if odd:
-            raise CheckpointError(f"{place} and the run's trained parameters differ in {', '.join(odd[:5])}")
-        for name, parameter in trained.items():
-            moments = by_parameter[name]
-            if VALUE in moments:
-                parameter.data.copy_(moments.pop(VALUE))
-            self.optimizer.state_of(parameter).update(moments)
-
-    def _trained(self) -> dict[str, Tensor]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+            with safe_open(directory / STATE / OPTIMIZER, "pt") as file:
+                names = set(file.keys())
+                self.balance.first, self.balance.second = (file.get_tensor(name).to(self.model.device) for name in BALANCE)
+                self._take(names - set(BALANCE), file.get_tensor, directory / STATE)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{directory / STATE} is damaged: {error}", hint="--resume an older save") from error
 
     @torch.no_grad()
-    def _copy_weights(self, checkpoint: Checkpoint) -> None:
-        """In place, because the optimizer and the balance hold these very tensors."""
-        tensors = stored_tensors(self.model)
-        check_tensors(tensors, checkpoint.tensors, checkpoint.path)
-        for name, stored in read_tensors(checkpoint.tensors):
-            tensors[name].copy_(stored)
+    def _take(self, names: set[str], read: Callable[[str], Tensor], place: Path) -> None:
+        """Give every trained parameter its optimizer's tensors, named PARAMETER.MOMENT, and under LoRA its own value."""
+        odd = sorted({name.rpartition(".")[0] for name in names} ^ set(self._trained))
+        if odd:
+            raise CheckpointError(f"{place} and the run's trained parameters differ in {', '.join(odd[:5])}")
+        for full_name in sorted(names):
+            name, _, moment = full_name.rpartition(".")
+            parameter, stored = self._trained[name], read(full_name)
+            part = cut_stored(name, stored, parameter, self.ranks) if stored.dim() else stored
+            if moment == VALUE:
+                parameter.data.copy_(part)
+            else:
+                self.optimizer.state_of(parameter)[moment] = part.to(self.model.device, copy=True)
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
+    def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What is not in the weights: the balance, the moments, and adapters, whose save holds them merged."""
-        tensors = dict(zip(BALANCE, (self.balance.first, self.balance.second), strict=True))
-        for name, parameter in self._trained().items():
+        yield from zip(BALANCE, (self.balance.first, self.balance.second), strict=True)
+        for name, parameter in self._trained.items():
             if is_adapted(self.model):
-                tensors[f"{name}.{VALUE}"] = parameter.detach()
-            tensors |= {f"{name}.{moment}": tensor for moment, tensor in self.optimizer.state_of(parameter).items()}
-        return tensors
+                yield f"{name}.{VALUE}", parameter.detach()
+            for moment, tensor in sorted(self.optimizer.state_of(parameter).items()):
+                whole = joined_to_store(name, tensor, parameter, self.ranks) if tensor.dim() else tensor
+                yield f"{name}.{moment}", whole
+
+
+@torch.no_grad()
+def copy_weights(model: Zaya, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Each rank's part of the stored weights into the tensors that the model, an optimizer and a balance hold."""
+    check_tensors(stored_tensors(meta_model(model.config)), checkpoint.tensors, checkpoint.path)
+    tensors = stored_tensors(model)
+    for name, stored in read_tensors(checkpoint.tensors):
+        local_part(tensors[name]).copy_(cut_stored(name, stored, tensors[name], ranks))
