@@ -141,8 +141,8 @@ def test_impossible_value_names_the_key(key, value):
     ("part", "name"),
     [
         ({"rope_theta": 1e6, "partial_rotary_factor": 0.5}, "rope_parameters.rope_theta is unknown"),
-        ({"hybrid": ROPES["hybrid"] | {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
-        ({"hybrid": ROPES["hybrid"] | {"factor": 4}}, "rope_parameters.hybrid.factor is unknown"),
+        ({"hybrid": ROPES["hybrid"] | {"rope_type": "linear"}}, "rope_type is 'linear'"),
+        ({"hybrid": ROPES["hybrid"] | {"mscale": 4}}, "rope_parameters.hybrid.mscale is unknown"),
         ({"hybrid": ROPES["hybrid"] | {"rope_theta": 0}}, "rope_theta is 0"),
         ({"hybrid": ROPES["hybrid"] | {"rope_theta": "big"}}, "rope_parameters.hybrid"),
         ({"hybrid": ROPES["hybrid"] | {"partial_rotary_factor": 1.5}}, "partial_rotary_factor is 1.5"),

@@ -38,6 +38,7 @@ COMMANDS = (
     Command("init", "zaya_core.stages.init", "InitConfig", "Write a random base model from a preset."),
     Command("convert", "zaya_core.stages.convert", "ConvertConfig", "Make a TiDAR checkpoint from an AR one."),
     Command("midtrain", "zaya_core.stages.midtrain", "MidtrainConfig", "Train a checkpoint on text."),
+    Command("extend-context", "zaya_core.stages.extend_context", "ExtendContextConfig", "Train a checkpoint to read longer texts."),
     Command("sft", "zaya_core.stages.sft", "SftConfig", "Fine-tune a checkpoint on conversations or answers."),
     Command("generate", "zaya_core.stages.generate", "GenerateConfig", "Continue a prompt."),
     Command("info", "zaya_core.stages.info", "InfoConfig", "Tell what a checkpoint is and where it comes from."),

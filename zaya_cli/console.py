@@ -11,10 +11,11 @@ from typing import Any, Self, TextIO
 from rich.console import Console as Screen
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text as Line
 
 from zaya_cli.options import Output
-from zaya_cli.render import amount, bar_figures, document_line, footer, has_color, metrics_line, table_rows, token_runs
+from zaya_cli.render import amount, bar_figures, cell, document_line, footer, has_color, metrics_line, table_rows, token_runs
 from zaya_core.events import Event, Metrics, Note, Progress, Result, Text, Warn
 
 
@@ -66,6 +67,8 @@ class Console:
             self.completions.finish(values.get("index", 0))
             if not self.output.quiet:
                 self._say(footer(values["stats"]), "dim")
+        elif "table" in values:
+            self._grid(values["table"])
         elif "documents" in values:
             self._row(values)
         else:
@@ -116,6 +119,13 @@ class Console:
             for text, has_loss in token_runs(document["tokens"]):
                 line.append(text if has_loss else f"⟦{text}⟧", style="" if has_loss else "dim")
             self.stdout.print(line, soft_wrap=True)
+
+    def _grid(self, rows: list[dict[str, Any]]) -> None:
+        """Rows of the same keys under one another."""
+        grid = Table(*rows[0], box=None, header_style="cyan", pad_edge=False)
+        for row in rows:
+            grid.add_row(*(cell(key, value) for key, value in row.items()))
+        self.stdout.print(grid, soft_wrap=True)
 
     def _table(self, values: dict[str, Any]) -> None:
         rows = list(table_rows(values))

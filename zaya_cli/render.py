@@ -135,16 +135,17 @@ def table_rows(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str,
             # Sentences: a line each under one key.
             yield from ((name if index == 0 else "", str(part)) for index, part in enumerate(value))
         else:
-            yield name, _cell(str(key), value)
+            yield name, cell(str(key), value)
 
 
-def _cell(key: str, value: Any) -> str:
+def cell(key: str, value: Any) -> str:
+    """A value as people read it, by its key's unit."""
     if value is None or value == [] or value == {}:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_cell(key, part) for part in value)
+        return ", ".join(cell(key, part) for part in value)
     if not isinstance(value, (int, float)):
         return str(value)
     return _number(key, value)

@@ -19,14 +19,26 @@ JSON_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding of one layer type: the first `int(head_dim * partial_rotary_factor)` dims rotate, base `rope_theta`."""
+    """Rotary embedding of one layer type: the first `int(head_dim * partial_rotary_factor)` dims rotate, base `rope_theta`.
+
+    `yarn` (arXiv 2309.00071) stretches the slow dims by `factor` past the `original_max_position_embeddings` tokens it was
+    trained with; `default` has neither.
+    """
 
     rope_theta: float = 5e6
     partial_rotary_factor: float = 0.5
     rope_type: str = "default"
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
 
     def __post_init__(self) -> None:
-        _expect(self.rope_type == "default", "rope_type", self.rope_type, "'default'")
+        _expect(self.rope_type in ("default", "yarn"), "rope_type", self.rope_type, "'default' or 'yarn'")
+        if self.rope_type == "yarn":
+            _expect((self.factor or 0) >= 1, "factor", self.factor, "a number of at least 1 beside rope_type 'yarn'")
+            original = self.original_max_position_embeddings
+            _expect((original or 0) > 0, "original_max_position_embeddings", original, "a positive integer beside rope_type 'yarn'")
+        else:
+            _expect(self.factor is None, "factor", self.factor, "absent without rope_type 'yarn'")
         _expect(self.rope_theta > 0, "rope_theta", self.rope_theta, "a positive number")
         _expect(0 < self.partial_rotary_factor <= 1, "partial_rotary_factor", self.partial_rotary_factor, "in (0, 1]")
 
@@ -134,7 +146,8 @@ class ModelConfig:
         if isinstance(self.eos_token_id, tuple):
             values["eos_token_id"] = list(self.eos_token_id)
         values["rope_parameters"] = {
-            name: {item.name: getattr(rope, item.name) for item in fields(Rope)} for name, rope in self.rope_parameters.items()
+            name: {item.name: value for item in fields(Rope) if (value := getattr(rope, item.name)) is not None}
+            for name, rope in self.rope_parameters.items()
         }
         if self.tidar is not None:
             values["tidar"] = {"block_length": self.tidar.block_length, "mask_token_id": self.tidar.mask_token_id}

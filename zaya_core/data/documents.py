@@ -50,6 +50,15 @@ class Documents:
         held = np.arange(len(self.lengths)) % every == every - 1
         return self.take(~held), self.take(held)
 
+    def pieces(self, length: int) -> "Documents":
+        """Documents longer than `length` cut into pieces of it, each a document; the tokens are shared."""
+        counts = -(-self.lengths // length)
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        begins = np.repeat(self.begins, counts) + number * length
+        return Documents(
+            self.token_ids, self.weights, begins, np.minimum(np.repeat(self.lengths, counts) - number * length, length)
+        )
+
     def sha256(self) -> str:
         """Of ids, lengths and weights: what a resumed run must find again."""
         digest = hashlib.sha256()

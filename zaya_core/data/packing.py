@@ -172,6 +172,31 @@ class MixedRows:
         return self.sources[source].row(period * int(self.counts[source]) + int((turns[:place] == source).sum()))
 
 
+@dataclass(frozen=True)
+class Leg:
+    """The rows of a run from a step on; a batch holds `factor` times as many of them as --batch-size says."""
+
+    rows: Rows
+    first_step: int = 0
+    factor: int = 1
+
+
+class LeggedRows:
+    """A run whose rows change on the way, shorter before longer; the last leg's speak for all."""
+
+    def __init__(self, legs: list[Leg]) -> None:
+        self.legs, self.last = legs, legs[-1].rows
+        self.rows_per_epoch, self.num_tokens = self.last.rows_per_epoch, self.last.num_tokens
+        self.row, self.batch, self.sha256, self.describe = self.last.row, self.last.batch, self.last.sha256, self.last.describe
+
+
+def leg_at(rows: Rows, step: int) -> Leg:
+    """The leg that the 0-based step belongs to."""
+    if not isinstance(rows, LeggedRows):
+        return Leg(rows)
+    return [leg for leg in rows.legs if leg.first_step <= step][-1]
+
+
 def _best_fit(lengths: np.ndarray, seq_len: int) -> list[list[int]]:
     """Examples of at most `seq_len` in rows: the longest first, each into the fullest row that still takes it."""
     bins: list[list[int]] = []

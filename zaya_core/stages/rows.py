@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zaya_core.errors import ConfigError, DataError
@@ -16,10 +17,19 @@ HELD_OUT_EVERY = 50  # one document in so many, where --eval-rows asks for any
 SECONDS_BETWEEN = 0.5  # signs of life
 
 
-def open_rows(config: TrainConfig, parent: "Checkpoint", *, every_token: bool) -> Iterator[Event]:
+@dataclass(frozen=True)
+class RowPlan:
+    """How documents become rows: packed whole, a share of rows of long documents alone, (first step, length) of each leg."""
+
+    whole: bool = False
+    long_share: float = 0.0
+    legs: tuple[tuple[int, int], ...] = ()
+
+
+def open_rows(config: TrainConfig, parent: "Checkpoint", *, every_token: bool, plan: RowPlan = RowPlan()) -> Iterator[Event]:
     """Say what the data is and what is odd about it; returns Rows."""
     from zaya_core.data.documents import joined
-    from zaya_core.data.packing import MixedRows, PackedRows
+    from zaya_core.data.packing import Leg, LeggedRows, MixedRows, PackedRows
     from zaya_core.data.sources import weighted
 
     sources = [weighted(source) for source in config.data]
@@ -36,16 +46,35 @@ def open_rows(config: TrainConfig, parent: "Checkpoint", *, every_token: bool) -
         train.append(kept)
         held_out.append(held)
 
-    def packed(documents: "Documents", seed: int) -> PackedRows:
-        return PackedRows(documents, seq_len=config.seq_len, block_length=block, seed=seed, whole=not every_token)
+    def packed(documents: "Documents", seq_len: int, seed: int) -> PackedRows:
+        pieces = documents.pieces(seq_len) if plan.whole and every_token else documents
+        return PackedRows(pieces, seq_len=seq_len, block_length=block, seed=seed, whole=plan.whole or not every_token)
 
-    if shares:
-        rows = MixedRows([packed(documents, config.seed) for documents in train], shares, seed=config.seed)
-    else:
-        rows = packed(joined(train), config.seed)
+    def rows_of(seq_len: int) -> PackedRows | MixedRows:
+        parts, weights = (train, shares) if shares else ([joined(train)], [1.0])
+        if plan.long_share:
+            parts = [some for part in parts for some in (part, _long(part, seq_len))]
+            weights = [w * share for w in weights for share in (1 - plan.long_share, plan.long_share)]
+        if len(parts) == 1:
+            return packed(parts[0], seq_len, config.seed)
+        return MixedRows([packed(documents, seq_len, config.seed) for documents in parts], weights, seed=config.seed)
+
+    legs = [Leg(rows_of(length), first, config.seq_len // length) for first, length in plan.legs or ((0, config.seq_len),)]
+    rows = legs[0].rows if len(legs) == 1 else LeggedRows(legs)
     yield from said
-    measured = packed(joined(held_out), 0) if config.eval_rows else None
+    measured = packed(joined(held_out), config.seq_len, 0) if config.eval_rows else None
     return Rows(rows, measured, {"data_sha256": rows.sha256(), "chat": "messages" in kinds})
+
+
+def _long(documents: "Documents", seq_len: int) -> "Documents":
+    """Those that fill at least half a row: what they say far apart is what a longer context is for."""
+    chosen = documents.lengths >= seq_len // 2
+    if not chosen.any():
+        raise DataError(
+            f"no document fills half a row of {seq_len} tokens; the longest has {int(documents.lengths.max(initial=0))}",
+            hint="give longer documents, or --long-share 0",
+        )
+    return documents.take(chosen)
 
 
 def _documents(config: TrainConfig, parent: "Checkpoint", source: str, *, every_token: bool, num_tail: int) -> Iterator[Event]:

@@ -5,7 +5,8 @@ A stage says which rows it trains on and under which objective; starting, resumi
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from zaya_core.option import check_options, option, resolved
 if TYPE_CHECKING:
     import torch
 
+    from zaya_core.config import ModelConfig
     from zaya_core.data.packing import PackedRows
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.model.decoder import Zaya
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from zaya_core.train.state import TrainState
 
     ReadRows = Callable[[Checkpoint], Iterator[Event]]
+    Report = Callable[..., Iterator[Event]]
 
 NOT_THE_RUN = (  # may change when a run goes on; of the batch sizes only what they make together, `rows_per_step`, may not
     "out",
@@ -100,10 +103,19 @@ class Rows:
     record: dict[str, Any]
 
 
-def run_training(config: TrainConfig, stage: str, read_rows: "ReadRows", *, lora_rank: int = 0) -> Iterator[Event]:
+def run_training(
+    config: TrainConfig,
+    stage: str,
+    read_rows: "ReadRows",
+    *,
+    lora_rank: int = 0,
+    changed: "Callable[[ModelConfig], ModelConfig]" = lambda config: config,
+    report: "Report | None" = None,
+) -> Iterator[Event]:
     """Train, save, publish; yields a Metrics event per step and ends with a Result. `read_rows` is a generator returning Rows.
 
-    Under torchrun every rank yields the same events; only the first writes.
+    The network trained is the parent's with its config `changed`. A `report` measures it before, as the parent is, and after;
+    both lie in OUT. Under torchrun every rank yields the same events; only the first writes.
     """
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.io.hub import checkpoint_path
@@ -111,16 +123,27 @@ def run_training(config: TrainConfig, stage: str, read_rows: "ReadRows", *, lora
     from zaya_core.train.ranks import joined_ranks
 
     parent = Checkpoint.open(checkpoint_path(config.model))
+    original = parent.config
+    parent = replace(parent, config=changed(original))
     _check(config, parent)
     device = pick_device(config.device)
     with joined_ranks(device, expert=config.expert_parallel, context=config.context_parallel) as ranks:
         _check_ranks(config, parent, ranks, lora_rank)
         with ranks.first_of_machine():
             rows = yield from read_rows(parent)
-        yield from _run(config, stage, parent, rows, ranks, lora_rank)
+        measure = None if report is None else partial(report, parent=parent, original=original, rows=rows)
+        yield from _run(config, stage, parent, rows, ranks, lora_rank, measure)
 
 
-def _run(config: TrainConfig, stage: str, parent: "Checkpoint", rows: Rows, ranks: "Ranks", lora_rank: int) -> Iterator[Event]:
+def _run(
+    config: TrainConfig,
+    stage: str,
+    parent: "Checkpoint",
+    rows: Rows,
+    ranks: "Ranks",
+    lora_rank: int,
+    measure: "Callable[..., Iterator[Event]] | None",
+) -> Iterator[Event]:
     from zaya_core.data.inspect import inspected
     from zaya_core.train.run import Run
 
@@ -154,7 +177,9 @@ def _run(config: TrainConfig, stage: str, parent: "Checkpoint", rows: Rows, rank
     if ranks.is_first:
         training.start(point)
     ranks.wait()
-    yield from _train(config, training, parent, state, rows, stage)
+    if measure is not None:
+        yield from measure(state, is_before=True)
+    yield from _train(config, training, parent, state, rows, stage, measure)
 
 
 def _check_ranks(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_rank: int) -> None:
@@ -248,7 +273,13 @@ def _model(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks") -> "Zaya":
 
 
 def _train(
-    config: TrainConfig, training: "Run", parent: "Checkpoint", state: "TrainState", rows: Rows, stage: str
+    config: TrainConfig,
+    training: "Run",
+    parent: "Checkpoint",
+    state: "TrainState",
+    rows: Rows,
+    stage: str,
+    measure: "Callable[..., Iterator[Event]] | None",
 ) -> Iterator[Event]:
     from zaya_core.io.checkpoint import certificate
     from zaya_core.train.board import board
@@ -256,7 +287,7 @@ def _train(
     from zaya_core.train.loop import evaluate, fit
 
     paper = certificate(stage, parent=parent, options=resolved(config), metrics={}) | rows.record
-    figures, options, ranks = training.last_figures(), _fit_options(config), state.ranks
+    figures, options, ranks = training.last_figures(), fit_options(config), state.ranks
 
     def write_save(directory: Path) -> None:
         _write(directory, parent, state, dtype=state.model.dtype, paper=paper | {"metrics": figures})
@@ -281,6 +312,8 @@ def _train(
                 state.send(optimizer=True)
             if stops:
                 flag.stop(f"stopped after step {state.step}; rerun the same command to go on")
+        if measure is not None:
+            yield from measure(state, is_before=False)
         if ranks.is_first:
             with training.result() as directory:
                 _write(directory, parent, state, dtype=parent.stored_dtype, paper=paper | {"metrics": figures})
@@ -310,7 +343,7 @@ def _write(directory: Path, parent: "Checkpoint", state: "TrainState", *, dtype:
         write_template(directory)
 
 
-def _fit_options(config: TrainConfig) -> "FitOptions":
+def fit_options(config: TrainConfig) -> "FitOptions":
     from zaya_core.runtime import DTYPES
     from zaya_core.train.loop import FitOptions
     from zaya_core.train.objective import Objective

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaya_core.data.packing import PADDING, Batch, Rows
+from zaya_core.data.packing import PADDING, Batch, Leg, Rows, leg_at
 from zaya_core.errors import RunError
 from zaya_core.model.decoder import Zaya
 from zaya_core.runtime import peak_memory_bytes
 from zaya_core.train.memory import knobs_named
-from zaya_core.train.objective import Losses, Objective, backward, objective_loss
+from zaya_core.train.objective import POSITIONS, Losses, Objective, backward, objective_loss
 from zaya_core.train.optim import clip_gradients, learning_rate, load_balance
 from zaya_core.train.ranks import Ranks
 from zaya_core.train.state import TrainState
@@ -43,13 +43,14 @@ def fit(state: TrainState, rows: Rows, options: FitOptions) -> Iterator[dict[str
     began, first_step = time.perf_counter(), state.step
     while state.step < options.max_steps:
         step_began = time.perf_counter()
-        batches = _batches(rows, options, state.step, state.model.device, state.ranks)
+        leg = leg_at(rows, state.step)
+        batches = _batches(leg, options, state.step, state.model.device, state.ranks)
         measure = state.step % options.log_every == 0 or state.step == options.max_steps - 1
         with knobs_named():
             with autocast(state.model, options.dtype):
                 losses = backward(state.model, batches, options.objective, measure=measure, ranks=state.ranks)
             figures = figures_of(losses, options.objective)
-            _check(figures, losses, _row_range(options, state.step, state.ranks), state.step)
+            _check(figures, losses, _row_range(leg, options, state.step, state.ranks), state.step)
             figures |= _update(state, options, losses.load)
         counted = float(sum(int((batch.document >= 0).sum()) for batch in batches))
         num_tokens = int(state.ranks.total_of_rows([counted], state.model.device)[0])
@@ -83,7 +84,8 @@ def evaluate(model: Zaya, rows: Rows, *, num_rows: int, options: FitOptions, ran
             _, losses = objective_loss(model, batch, options.objective, (1.0, 1.0), measure=True, ranks=ranks)
         total = losses if total is None else total + losses
     assert total is not None, "an evaluation has rows"
-    figures = figures_of(ranks.added(total), options.objective)
+    total = ranks.added(total)
+    figures = figures_of(total, options.objective) | figures_by_position(total)
     return {f"eval_{name}": value for name, value in figures.items() if name != "loss"}
 
 
@@ -94,7 +96,7 @@ def autocast(model: Zaya, dtype: torch.dtype) -> AbstractContextManager:
 
 def figures_of(losses: Losses, objective: Objective) -> dict[str, Any]:
     """Means of the sums, by offset too where drafts were measured."""
-    figures = {"loss": float(losses.objective), "ar_loss": _mean(losses.ar_sum, losses.ar_weight)}
+    figures = {"loss": float(losses.objective), "ar_loss": _mean(losses.ar_sum.sum(), losses.ar_weight.sum())}
     if objective.kind == "ar":
         return figures
     figures["diffusion_loss"] = _mean(losses.nats.sum(), losses.weight.sum())
@@ -102,9 +104,23 @@ def figures_of(losses: Losses, objective: Objective) -> dict[str, Any]:
         figures["draft_kl"] = _mean(losses.kl.sum(), losses.num_measured.sum())
         figures["loss_by_offset"] = _rounded(losses.nats, losses.weight)
         figures["acceptance_by_offset"] = _rounded(losses.overlap[1:], losses.num_measured[1:])
-    if float(losses.num_blocks):
-        figures["acceptance_length"] = 1 + _mean(losses.accepted, losses.num_blocks)
+    if float(losses.num_blocks.sum()):
+        figures["acceptance_length"] = 1 + _mean(losses.accepted.sum(), losses.num_blocks.sum())
     return figures
+
+
+def figures_by_position(losses: Losses) -> dict[str, dict[int, float]]:
+    """AR loss and simulated acceptance by where in its document a token, or a block, stands: by its bucket's first position."""
+    told = {
+        "ar_loss_by_position": (losses.ar_sum, losses.ar_weight, 0),
+        "acceptance_by_position": (losses.accepted, losses.num_blocks, 1),
+    }
+    return {
+        name: {
+            start: round(base + _mean(total, count), 4) for start, total, count in zip(POSITIONS, *sums, strict=True) if count > 0
+        }
+        for name, (*sums, base) in told.items()
+    }
 
 
 def _mean(total: Tensor, count: Tensor) -> float:
@@ -115,17 +131,18 @@ def _rounded(totals: Tensor, counts: Tensor) -> list[float]:
     return [round(value, 4) for value in (totals / counts.clamp_min(1e-9)).tolist()]
 
 
-def _row_range(options: FitOptions, step: int, ranks: Ranks) -> range:
+def _row_range(leg: Leg, options: FitOptions, step: int, ranks: Ranks) -> range:
     """The step's rows, of all ranks."""
-    per_step = options.batch_size * options.gradient_accumulation_steps * ranks.row_groups
+    per_step = leg.factor * options.batch_size * options.gradient_accumulation_steps * ranks.row_groups
+    step -= leg.first_step
     return range(step * per_step, (step + 1) * per_step)
 
 
-def _batches(rows: Rows, options: FitOptions, step: int, device: torch.device, ranks: Ranks) -> list[Batch]:
+def _batches(leg: Leg, options: FitOptions, step: int, device: torch.device, ranks: Ranks) -> list[Batch]:
     """This rank's: the groups of ranks take turns."""
-    indices, size = _row_range(options, step, ranks), options.batch_size
+    indices, size = _row_range(leg, options, step, ranks), leg.factor * options.batch_size
     turns = range(ranks.row_group * size, len(indices), size * ranks.row_groups)
-    return [rows.batch(indices[at : at + size]).to(device) for at in turns]
+    return [leg.rows.batch(indices[at : at + size]).to(device) for at in turns]
 
 
 def _check(figures: dict[str, Any], losses: Losses, rows: range, step: int) -> None:
@@ -133,7 +150,7 @@ def _check(figures: dict[str, Any], losses: Losses, rows: range, step: int) -> N
     where = f"step {step + 1}, rows {rows}"
     if not math.isfinite(figures["loss"]):
         raise RunError(f"{where}: loss is {figures['loss']}", hint="lower --lr, or look at those rows with --inspect")
-    if not float(losses.ar_weight + losses.weight.sum()):
+    if not float(losses.ar_weight.sum() + losses.weight.sum()):
         raise RunError(f"{where}: no token carries a loss", hint="look at those rows with --inspect")
 
 
@@ -149,8 +166,7 @@ def _update(state: TrainState, options: FitOptions, load: Tensor) -> dict[str, A
     )
     norm = clip_gradients(state.optimizer.take_gradients(), options.max_grad_norm, state.ranks)
     if not norm.isfinite():
-        rows = _row_range(options, state.step, state.ranks)
-        raise RunError(f"step {state.step + 1}: the gradient's norm is {float(norm)} on rows {rows}")
+        raise RunError(f"step {state.step + 1}: the gradient's norm is {float(norm)}", hint="lower --lr")
     state.optimizer.set_learning_rate(lr)
     state.optimizer.step()
     state.balance.update(load, state.step)

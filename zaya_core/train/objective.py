@@ -18,6 +18,7 @@ from zaya_core.train.context import ContextSplit, spanned, with_borders
 from zaya_core.train.ranks import Ranks
 
 ALONE = Ranks()
+POSITIONS = (0, *(256 * 2**octave for octave in range(11)))  # where the buckets of positions in a document begin
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Objective:
 
     def denominators(self, batches: list[Batch], block_length: int) -> tuple[float, float]:
         """Weight of all AR labels and of all draft labels of a step's batches."""
-        ar = sum(float(_ar_weights(batch).sum()) for batch in batches)
+        ar = sum(float(ar_weights(batch).sum()) for batch in batches)
         return ar, sum(float(self.draft_weights(batch, block_length).sum()) for batch in batches)
 
     def draft_weights(self, batch: Batch, block_length: int) -> Tensor:
@@ -52,7 +53,7 @@ class Losses:
     `objective` is the step's share of the minimised value; `ar_sum` and `nats` are in nats, weighted by the labels' weights
     `ar_weight` and `weight`; `kl` and `overlap` (1 - TV) are over `num_measured` masks; `accepted` is the sum over
     `num_blocks` whole blocks of the expected number of accepted drafts; `load` [2, L, E + 1] counts tokens per expert, clean
-    and masked.
+    and masked. The AR figures and the acceptance are by position in the document, of the token or of the block's start [P].
     """
 
     objective: Tensor
@@ -103,16 +104,16 @@ def objective_loss(
     ar_scale, draft_scale = _scales(objective, denominators)
     routing: list[Tensor] = []
     length, own = _block_length(model), ranks.span(batch.token_ids.shape[1])
-    hidden, target, used = _forward(model, batch, objective, routing, ranks)
+    hidden, target, used = forward(model, batch, objective, routing, ranks)
     clean, masked = hidden.split([own.stop - own.start, target.shape[1]], 1)
 
-    ar_weights = _ar_weights(batch)[:, own]
-    row, slot = torch.nonzero(ar_weights, as_tuple=True)
+    label_weights = ar_weights(batch)[:, own]
+    row, slot = torch.nonzero(label_weights, as_tuple=True)
     draft_weights = objective.draft_weights(batch, length).gather(1, target.clamp_min(0)) * (target >= 0)
     mask_row, mask_slot = torch.nonzero(draft_weights, as_tuple=True)
     label_slot = target[mask_row, mask_slot]
     labels = torch.cat([batch.token_ids[row, own.start + slot + 1], batch.token_ids[mask_row, label_slot]])
-    weights = torch.cat([ar_weights[row, slot] * ar_scale, draft_weights[mask_row, mask_slot] * draft_scale])
+    weights = torch.cat([label_weights[row, slot] * ar_scale, draft_weights[mask_row, mask_slot] * draft_scale])
     taught = objective.kind != "ar" and (measure or objective.kl_share > 0)
     teacher = _before(clean, mask_row, label_slot - own.start, length, ranks) if taught else None
     rows = torch.cat([clean[row, slot], masked[mask_row, mask_slot]])
@@ -124,12 +125,14 @@ def objective_loss(
     ones = torch.ones_like(nats)[: result.kl.numel()]
     overlap = torch.zeros_like(target, dtype=nats.dtype)
     overlap[mask_row, mask_slot] = 1 - result.distance if taught else overlap[mask_row, mask_slot]
-    accepted, num_blocks = _accepted(overlap, draft_weights, length) if taught else (nats.new_zeros(()), nats.new_zeros(()))
+    starts = batch.position.gather(1, target.clamp_min(0))
+    accepted, num_blocks = _accepted(overlap, draft_weights if taught else draft_weights[:, :0], starts, length)
+    position = batch.position[:, own]
     by_offset = _summed(offset, length)
     losses = Losses(
         objective=result.total.detach(),
-        ar_sum=(ar_nats * ar_weights[row, slot]).sum(),
-        ar_weight=ar_weights.sum(),
+        ar_sum=by_position(position[row, slot], ar_nats * label_weights[row, slot]),
+        ar_weight=by_position(position[row, slot], label_weights[row, slot]),
         nats=by_offset(nats * label_weight),
         weight=by_offset(label_weight),
         kl=by_offset(result.kl),
@@ -158,7 +161,7 @@ def _scales(objective: Objective, denominators: tuple[float, float]) -> tuple[fl
     return ar * objective.ar_weight / (1 + objective.ar_weight), draft / (1 + objective.ar_weight)
 
 
-def _forward(model: Zaya, batch: Batch, objective: Objective, routing: list[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+def forward(model: Zaya, batch: Batch, objective: Objective, routing: list[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden [B, S + M, D] over [clean | masked blocks], each mask's target [B, M], and which masks are of a document.
 
     Of rows split over a context axis: this rank's S clean slots, and the blocks that begin there.
@@ -187,20 +190,28 @@ def _before(clean: Tensor, row: Tensor, slot: Tensor, length: int, ranks: Ranks)
     return with_borders(clean, length - 1, ranks.group("context"))[row, slot]
 
 
-def _ar_weights(batch: Batch) -> Tensor:
+def ar_weights(batch: Batch) -> Tensor:
     """Weight of each slot's successor [B, S] as its label: 0 at the end of a document and in padding."""
     same = (batch.document[:, 1:] == batch.document[:, :-1]) & (batch.document[:, 1:] >= 0)
     return torch.nn.functional.pad(batch.weight[:, 1:].double() * same, (0, 1))
 
 
-def _accepted(overlap: Tensor, weights: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def by_position(position: Tensor, values: Tensor) -> Tensor:
+    """Sums of values [M] by the bucket of their position in the document -> [P]."""
+    edges = torch.tensor(POSITIONS[1:], device=position.device)
+    return values.new_zeros(len(POSITIONS)).index_add_(0, torch.bucketize(position, edges, right=True), values)
+
+
+def _accepted(overlap: Tensor, weights: Tensor, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Simulated acceptance over blocks whose labels all count: the sum of sum_m prod_{j<=m} (1 - TV_j), and their number.
 
-    The first mask is left out, because no draft uses it.
+    By the position of the block's first mask, which is itself left out, because no draft uses it. No weights: no blocks.
     """
-    shape = (overlap.shape[0], overlap.shape[1] // length, length)
+    shape = (overlap.shape[0], weights.shape[1] // length, length)
     whole = (weights.view(shape) > 0).all(-1)
-    return overlap.view(shape)[whole][:, 1:].cumprod(1).sum(), whole.sum().to(overlap.dtype)
+    drafts = overlap[:, : weights.shape[1]].view(shape)[whole][:, 1:].cumprod(1).sum(1)
+    starts = position[:, : weights.shape[1] : length][whole]
+    return by_position(starts, drafts), by_position(starts, torch.ones_like(drafts))
 
 
 def _summed(offset: Tensor, length: int) -> Callable[[Tensor], Tensor]:
