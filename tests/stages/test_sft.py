@@ -76,6 +76,31 @@ def test_the_doctor_counts_and_says(tidar):
         list(examiner(tidar).examples([("a:8", rows[0]), ("a:9", {"text": "x"})]))
 
 
+def test_a_conversation_that_is_too_long_loses_thoughts_and_keeps_its_answers(tidar):
+    def talk(first, last):
+        messages = [
+            {"role": "user", "content": "3 x 7?"},
+            {"role": "assistant", "content": f"<think>{first}</think>\n\nIt is 21."},
+            {"role": "user", "content": "And 8 x 8?"},
+            {"role": "assistant", "content": f"<think>{last}</think>\n\nIt is 64."},
+        ]
+        return {"messages": messages}
+
+    rows = [talk("a b", "c d"), talk("so " * 60, "c d"), talk("so " * 60, "now " * 60), talk("", "c d")]
+    rows[3]["messages"][3]["content"] = "It is " * 99
+    doctor = examiner(tidar, max_length=160)
+    texts = [
+        doctor.tokenizer.decode(example.token_ids) for example in doctor.examples((f"a:{n}", row) for n, row in enumerate(rows))
+    ]
+    assert len(texts) == 3
+    assert [text.count("It is 21.") + text.count("It is 64.") for text in texts] == [2, 2, 2]
+    assert "<think>a b</think>" in texts[0], "what fits is kept as it is"
+    assert "so" not in texts[1], "earlier thoughts go first, whole"
+    assert "<think>c d</think>" in texts[1]
+    assert 1 < texts[2].count("now") < 60, "then the last thought's tail"
+    assert [line.split()[0] for line in doctor.found()["findings"]] == ["2", "1"]
+
+
 def test_inspect_shows_rows_and_trains_nothing(tidar, tmp_path, capsys):
     command = ["sft", str(tidar / "tidar"), str(tmp_path / "out"), "--data", str(tidar / "chat.jsonl"), "--seq-len", "64"]
     assert main([*command, "--inspect", "2", "--json"]) == 0

@@ -122,7 +122,7 @@ def test_a_full_disk_in_the_middle_of_a_save_keeps_the_one_before(tidar, unbroke
     while not (isinstance(event := next(events), Metrics) and event.values["step"] == 4):
         pass
     with pytest.raises(RunError, match=r"writing .*step-4 failed: .*[Ff]ile too large"), full_disk(100_000):
-        next(events)
+        list(events)
     assert (out / "checkpoints" / "LATEST").read_text() == "step-3\n"
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["LATEST", "step-2", "step-3"]
     assert main([*arguments(tidar, out), "-q"]) == 0

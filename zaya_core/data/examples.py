@@ -12,6 +12,7 @@ from zaya_core.data.chat import ChatTemplate
 from zaya_core.data.documents import Example
 from zaya_core.data.sources import Row
 from zaya_core.data.tokenizer import TextTokenizer
+from zaya_core.data.trim import trimmed
 from zaya_core.errors import DataError
 
 KINDS = {"text": ("text",), "messages": ("messages",), "prompt/completion": ("prompt", "completion")}
@@ -26,10 +27,11 @@ class Examiner:
     template: ChatTemplate
     every_token: bool
     num_tail: int  # end tokens after an answer
-    max_length: int | None  # a longer example is dropped; None: any length
+    max_length: int | None  # a longer conversation loses thoughts; an example still longer is dropped; None: any length
     mask_text: str | None
     num_unlabelled: int = 0
     num_too_long: int = 0
+    num_trimmed: int = 0
     num_mask_texts: int = 0
     kinds: set[str] = field(default_factory=set)
 
@@ -47,12 +49,14 @@ class Examiner:
             if kind == "text":
                 texts.append(row["text"])
                 if len(texts) == TEXTS_AT_ONCE:
-                    yield from self._kept(self._texts(texts))
+                    yield from self._texts(texts)
                     texts = []
                 continue
-            answer = self._conversation(place, row["messages"]) if kind == "messages" else self._completion(row)
-            yield from self._kept([answer])
-        yield from self._kept(self._texts(texts))
+            if kind == "messages":
+                yield from self._kept([self._whole_or_trimmed(place, row["messages"])])
+            else:
+                yield from self._kept([self._completion(row)])
+        yield from self._texts(texts)
 
     def found(self) -> dict[str, Any]:
         """Kinds of rows, and findings: warnings, each with its cure."""
@@ -65,6 +69,10 @@ class Examiner:
             found.append("the tokenizer pads with its EOS; rows here are padded apart from any token, so EOS is still learned")
         if self.num_unlabelled:
             found.append(f"{self.num_unlabelled:,} rows have no token with a loss and are left out; is an assistant turn missing?")
+        if self.num_trimmed:
+            found.append(
+                f"{self.num_trimmed:,} conversations are longer than --seq-len {self.max_length} and lose thoughts, not answers"
+            )
         if self.num_too_long:
             found.append(f"{self.num_too_long:,} examples are longer than --seq-len {self.max_length} and are left out; raise it")
         if self.num_mask_texts:
@@ -77,13 +85,30 @@ class Examiner:
         for example in examples:
             if example.weights is not None and not any(example.weights):
                 self.num_unlabelled += 1
-            elif self.max_length is not None and len(example.token_ids) > self.max_length:
+            elif self._is_too_long(example):
                 self.num_too_long += 1
             else:
                 yield example
 
-    def _texts(self, texts: list[str]) -> list[Example]:
-        return [Example(ids) for ids in self.tokenizer.encode_documents([text for text in texts if text])]
+    def _is_too_long(self, example: Example) -> bool:
+        return self.max_length is not None and len(example.token_ids) > self.max_length
+
+    def _texts(self, texts: list[str]) -> Iterator[Example]:
+        """Texts of any length where every token is trained on: rows cut them."""
+        examples = [Example(ids) for ids in self.tokenizer.encode_documents([text for text in texts if text])]
+        yield from examples if self.every_token else self._kept(examples)
+
+    def _whole_or_trimmed(self, place: str, messages: Any) -> Example:
+        """Trimmed if it is too long, where that helps."""
+        whole = self._conversation(place, messages)
+        if not self._is_too_long(whole):
+            return whole
+        assert self.max_length is not None
+        shorter = trimmed(messages, self.max_length, lambda some: len(self._conversation(place, some).token_ids))
+        if shorter is None:
+            return whole
+        self.num_trimmed += 1
+        return self._conversation(place, shorter)
 
     def _conversation(self, place: str, messages: Any) -> Example:
         _check_messages(place, messages)

@@ -37,9 +37,12 @@ def open_rows(config: TrainConfig, parent: "Checkpoint", *, every_token: bool, p
     if shares and len(shares) < len(sources):
         raise ConfigError(f"{len(shares)} of {len(sources)} --data have a weight", hint="give all of them one, or none")
     block = parent.config.tidar.block_length if parent.config.tidar else 16
+    is_whole = plan.whole or not every_token
     kinds, said, train, held_out = set(), [], [], []
     for source, _ in sources:
-        documents, found = yield from _documents(config, parent, source, every_token=every_token, num_tail=block - 1)
+        documents, found = yield from _documents(
+            config, parent, source, every_token=every_token, is_whole=is_whole, num_tail=block - 1
+        )
         kinds |= set(found["kinds"])
         said += [Note(f"{source}: rows of {', '.join(found['kinds'])}"), *(Warn(f"{source}: {line}") for line in found["findings"])]
         kept, held = documents.split(HELD_OUT_EVERY) if config.eval_rows else (documents, None)
@@ -48,7 +51,7 @@ def open_rows(config: TrainConfig, parent: "Checkpoint", *, every_token: bool, p
 
     def packed(documents: "Documents", seq_len: int, seed: int) -> PackedRows:
         pieces = documents.pieces(seq_len) if plan.whole and every_token else documents
-        return PackedRows(pieces, seq_len=seq_len, block_length=block, seed=seed, whole=plan.whole or not every_token)
+        return PackedRows(pieces, seq_len=seq_len, block_length=block, seed=seed, whole=is_whole)
 
     def rows_of(seq_len: int) -> PackedRows | MixedRows:
         parts, weights = (train, shares) if shares else ([joined(train)], [1.0])
@@ -77,7 +80,9 @@ def _long(documents: "Documents", seq_len: int) -> "Documents":
     return documents.take(chosen)
 
 
-def _documents(config: TrainConfig, parent: "Checkpoint", source: str, *, every_token: bool, num_tail: int) -> Iterator[Event]:
+def _documents(
+    config: TrainConfig, parent: "Checkpoint", source: str, *, every_token: bool, is_whole: bool, num_tail: int
+) -> Iterator[Event]:
     """The tokenised documents of one source, from the cache where they are there; returns them and what was found in them."""
     from zaya_core.data.cache import cache_directory, open_documents, write_documents
     from zaya_core.data.chat import chat_template
@@ -93,11 +98,12 @@ def _documents(config: TrainConfig, parent: "Checkpoint", source: str, *, every_
     is_streamed = HUB_ID.fullmatch(source) is not None and source_files(source) is None
     wanted = config.max_steps * config.batch_size * config.gradient_accumulation_steps * config.seq_len
     limit = wanted if is_streamed else None
-    rules = {"every_token": every_token, "num_tail": num_tail, "max_length": None if every_token else config.seq_len, "mask": mask}
+    longest = config.seq_len if is_whole else None
+    rules = {"every_token": every_token, "num_tail": num_tail, "max_length": longest, "mask": mask}
     directory = cache_directory(source, tokenizer, template.source, rules | {"limit": limit})
     found = open_documents(directory)
     if found is None:
-        examiner = Examiner(tokenizer, template, every_token, num_tail, rules["max_length"], mask)
+        examiner = Examiner(tokenizer, template, every_token, num_tail, longest, mask)
         examples = examiner.examples(read_rows(source))
         shown = time.monotonic()
         for done in write_documents(directory, examples, examiner.found, limit=limit):

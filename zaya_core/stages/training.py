@@ -4,7 +4,7 @@ A stage says which rows it trains on and under which objective; starting, resumi
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from zaya_core.option import check_options, option, resolved
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from zaya_core.config import ModelConfig
     from zaya_core.data.packing import PackedRows
@@ -38,6 +39,7 @@ NOT_THE_RUN = (  # may change when a run goes on; of the batch sizes only what t
     "resume",
     "overwrite",
     "dry_run",
+    "plan_for",
     "inspect",
     "device",
     "log_every",
@@ -86,11 +88,12 @@ class TrainConfig:
     inspect: int = option(0, help="print so many rows as the model will see them, and train nothing", minimum=0)
     resume: str = option("auto", help="auto, never, or the path of a saved step")
     overwrite: bool = option(False, help="write into a directory that is not empty")
-    dry_run: bool = option(False, help="say what would be trained, and touch nothing")
+    dry_run: bool = option(False, help="say what would be trained, in which memory and time, and touch nothing; IN may be a preset")
+    plan_for: tuple[str, ...] = option((), help="with --dry-run: COUNTxDEVICE such as 8xmi300x; repeatable")
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not self.data:
+        if not self.data and not self.dry_run:
             raise ConfigError("--data is missing", hint="for example --data stdlib")
 
 
@@ -122,6 +125,9 @@ def run_training(
     from zaya_core.runtime import pick_device
     from zaya_core.train.ranks import joined_ranks
 
+    if config.dry_run:
+        yield from _dry_run(config, changed)
+        return
     parent = Checkpoint.open(checkpoint_path(config.model))
     original = parent.config
     parent = replace(parent, config=changed(original))
@@ -161,9 +167,6 @@ def _run(
         point = training.resume_point(resume=config.resume, overwrite=config.overwrite)
         is_finished = training.is_finished and config.resume != "never"
     point, is_finished = ranks.first_says((point, is_finished))
-    if config.dry_run:
-        yield Result(_plan(config, parent, rows.train))
-        return
     if is_finished:
         yield Note(f"{config.out} is finished with these options; nothing to do")
         yield Result({"path": str(config.out), "steps": config.max_steps, "resumed": True})
@@ -216,16 +219,25 @@ def _expected_start(config: TrainConfig, parent: "Checkpoint") -> str:
     return f"expected at step 1: ar_loss that of the parent, {uniform}{drafts}"
 
 
-def _plan(config: TrainConfig, parent: "Checkpoint", rows: "PackedRows") -> dict[str, Any]:
-    tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * config.seq_len
-    return {
-        "dry_run": True,
-        "path": str(config.out),
-        "num_parameters": parent.num_parameters,
-        "clean_tokens": tokens,
-        "epochs": tokens / rows.num_tokens,
-        "state_bytes": parent.num_parameters * 16,  # float32 weights, gradients and two moments
-    }
+def _dry_run(config: TrainConfig, changed: "Callable[[ModelConfig], ModelConfig]") -> Iterator[Event]:
+    """Every check that needs no data, and the plan."""
+    from zaya_core.config import Tidar
+    from zaya_core.io.checkpoint import RUN_IN_PROGRESS, Checkpoint
+    from zaya_core.io.hub import checkpoint_path
+    from zaya_core.model.init import PRESETS
+    from zaya_core.stages.planning import planned
+    from zaya_core.train.run import Run
+
+    preset = PRESETS.get(str(config.model))
+    if preset is not None and not config.model.exists():
+        yield from planned(config, changed(preset.with_changes(tidar=Tidar(config.block or 16, 4))))
+        return
+    parent = Checkpoint.open(checkpoint_path(config.model))
+    parent = replace(parent, config=changed(parent.config))
+    _check(config, parent)
+    if not (config.out / RUN_IN_PROGRESS).exists():
+        Run(config.out, {}).resume_point(resume=config.resume, overwrite=config.overwrite)
+    yield from planned(config, parent.config)
 
 
 def _new_state(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_rank: int) -> "Iterator[Event]":
@@ -285,15 +297,26 @@ def _train(
     from zaya_core.train.board import board
     from zaya_core.train.interrupt import InterruptFlag
     from zaya_core.train.loop import evaluate, fit
+    from zaya_core.train.saving import Saver
 
     paper = certificate(stage, parent=parent, options=resolved(config), metrics={}) | rows.record
     figures, options, ranks = training.last_figures(), fit_options(config), state.ranks
 
-    def write_save(directory: Path) -> None:
-        _write(directory, parent, state, dtype=state.model.dtype, paper=paper | {"metrics": figures})
-        state.write(directory)
+    def save() -> None:
+        snapshot, written = state.snapshot(), paper | {"metrics": figures}
 
-    with InterruptFlag() as flag, board(config.report_to if ranks.is_first else "none", config.out) as show:
+        def write(directory: Path) -> None:
+            _write(directory, parent, state.model.config, snapshot.weights.items(), dtype=state.model.dtype, paper=written)
+            snapshot.write(directory)
+
+        if ranks.is_first:
+            saver.save(state.step, write)
+
+    with (
+        Saver(training, keep=config.save_total_limit) as saver,
+        InterruptFlag() as flag,
+        board(config.report_to if ranks.is_first else "none", config.out) as show,
+    ):
         for step_figures in fit(state, rows.train, options):
             figures = step_figures
             saves = state.step % config.save_every == 0 or state.step == config.max_steps
@@ -306,34 +329,45 @@ def _train(
             if state.step in (config.log_every, config.max_steps) and figures["num_dead_experts"]:
                 yield Warn(f"step {state.step}: {figures['num_dead_experts']} experts got no token; raise --router-balance-lr")
             stops = ranks.any(flag.is_set, state.model.device)
-            if (saves or stops) and ranks.is_first:
-                training.save(state.step, write_save, keep=config.save_total_limit)
-            elif saves or stops:
-                state.send(optimizer=True)
+            saver.check()
+            if saves or stops:
+                save()
             if stops:
+                saver.wait()
                 flag.stop(f"stopped after step {state.step}; rerun the same command to go on")
         if measure is not None:
             yield from measure(state, is_before=False)
+        saver.wait()
         if ranks.is_first:
+            written = paper | {"metrics": figures}
             with training.result() as directory:
-                _write(directory, parent, state, dtype=parent.stored_dtype, paper=paper | {"metrics": figures})
+                _write(directory, parent, state.model.config, state.weights(), dtype=parent.stored_dtype, paper=written)
         else:
-            state.send(optimizer=False)
+            for _ in state.weights():  # the first rank's need this one's part
+                pass
         ranks.wait()
     shown = ("loss", "ar_loss", "diffusion_loss", "acceptance_length", "eval_acceptance_length", "tokens_seen")
     yield Result({"path": str(config.out), "steps": state.step} | {key: figures[key] for key in shown if key in figures})
 
 
-def _write(directory: Path, parent: "Checkpoint", state: "TrainState", *, dtype: "torch.dtype", paper: dict[str, Any]) -> None:
-    """Fill a checkpoint directory with the state's weights and the parent's tokenizer."""
+def _write(
+    directory: Path,
+    parent: "Checkpoint",
+    config: "ModelConfig",
+    weights: "Iterable[tuple[str, Tensor]]",
+    *,
+    dtype: "torch.dtype",
+    paper: dict[str, Any],
+) -> None:
+    """Fill a checkpoint directory with trained weights and the parent's tokenizer."""
     from zaya_core.data.chat import write_template
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.io.checkpoint import write_checkpoint
 
     write_checkpoint(
         directory,
-        config=state.model.config,
-        tensors=state.weights(),
+        config=config,
+        tensors=weights,
         dtype=dtype,
         certificate=paper,
         generation=parent.generation_config(),

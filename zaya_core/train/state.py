@@ -5,7 +5,7 @@ data cursor. On disk, however many ranks wrote it: a checkpoint directory in mas
 and JSON, nothing that runs).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,21 @@ from zaya_core.train.ranks import Ranks
 STATE, OPTIMIZER = "training_state", "optimizer.safetensors"
 VALUE = "value"
 BALANCE = ("balance.first", "balance.second")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state copied to the CPU's memory: stored weights, optimizer, step and tokens seen."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    values: dict[str, int]
+
+    def write(self, directory: Path) -> None:
+        """Add training_state/ to a checkpoint of the weights in master precision."""
+        (directory / STATE).mkdir()
+        save_tensors(self.optimizer, directory / STATE / OPTIMIZER)
+        write_json(directory / STATE / "state.json", self.values)
 
 
 @dataclass
@@ -52,20 +67,14 @@ class TrainState:
         for name, tensor in stored_tensors(self.model).items():
             yield name, joined_to_store(name, local_part(tensor), tensor, self.ranks)
 
-    def write(self, directory: Path) -> None:
-        """Add training_state/ to a checkpoint of the model in master precision; for the first rank, the others `send`."""
-        (directory / STATE).mkdir()
-        save_tensors(dict(self._optimizer_tensors()), directory / STATE / OPTIMIZER)
+    def snapshot(self) -> "Snapshot":
+        """The state apart from the run that goes on; every rank must take one, and only the first rank's holds tensors."""
         values = {"step": self.step, "tokens_seen": self.tokens_seen, "num_ranks": self.ranks.world}
-        write_json(directory / STATE / "state.json", values)
+        return Snapshot(self._copied(self.weights()), self._copied(self._optimizer_tensors()), values)
 
-    def send(self, *, optimizer: bool) -> None:
-        """Give the first rank, which writes, this rank's shards of the weights and of the optimizer's state."""
-        for _ in self.weights():
-            pass
-        if optimizer:
-            for _ in self._optimizer_tensors():
-                pass
+    def _copied(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        keeps = self.ranks.is_first
+        return {name: tensor.detach().to("cpu", copy=True) if keeps else tensor.new_empty(0) for name, tensor in tensors}
 
     def read(self, directory: Path) -> None:
         """Put a written state in place of this one, each rank its part; names or shapes that differ are a CheckpointError."""
