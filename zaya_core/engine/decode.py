@@ -39,13 +39,27 @@ class Decoding:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
 
+    @property
+    def max_step_slots(self) -> int:
+        """Slots of the widest forward of a request."""
+        count = self.verify_length if self.proposals.count is None else min(self.proposals.count, self.verify_length)
+        return self.verify_length + count * self.block_length
+
 
 @dataclass(frozen=True)
 class Committed:
-    """Tokens made final by one forward, cut at the end of the text; `finish_reason` is "stop", "length" or None."""
+    """Tokens made final by one forward, cut at the end of the text; `finish_reason` is "stop", "length" or None.
+
+    `drafted` are d_1..d_n that the forward judged, of which it accepted `num_accepted`; none after a prefill. `pre_drafted` are what
+    the next forward will judge after the last final token. `experts` [tokens that became history, L]: their choices, where asked for.
+    """
 
     finals: list[Final]
     finish_reason: str | None
+    drafted: tuple[int, ...] = ()
+    num_accepted: int = 0
+    pre_drafted: tuple[int, ...] = ()
+    experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
