@@ -8,6 +8,7 @@ Time shifts go through `prev`: an index into [two history slots | slots of this 
 predecessor of a slot is not the slot to its left. `NO_HISTORY` points at the newer history slot, which is zeros without a cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -88,6 +89,25 @@ def step(offset: Tensor, num_clean: int, levels: tuple[int, ...], block_length: 
         prev=prev.expand(rows, -1),
         num_clean=num_clean,
     )
+
+
+def side_by_side(steps: Sequence[Layout], lengths: Sequence[int]) -> Layout:
+    """Steps of several rows, each `step(0, ..)` [1, T_i], after `lengths` tokens of history, laid end to end [1, T].
+
+    Each is a document, numbered in order; `prev` indexes [HISTORY slots of each | slots]. Clean slots come first in each step only,
+    so `num_clean` is 0.
+    """
+    sizes = torch.tensor([step.position.shape[1] for step in steps])
+    number = torch.arange(len(steps)).repeat_interleave(sizes).to(steps[0].position.device)
+    ends = sizes.cumsum(0)
+    length, begin = (
+        torch.as_tensor(values).repeat_interleave(sizes).to(number.device) for values in (torch.tensor(lengths), ends - sizes)
+    )
+    joined = {name: torch.cat([getattr(step, name)[0] for step in steps]) for name in ("position", "start", "block", "prev")}
+    before = joined["prev"]
+    prev = torch.where(before < HISTORY, before + number * HISTORY, before + begin + (len(steps) - 1) * HISTORY)
+    parts = (joined["position"] + length, joined["start"] + length, joined["block"], number, prev)
+    return Layout(*(part[None] for part in parts), num_clean=0)
 
 
 def packed(document: Tensor, position: Tensor) -> Layout:
