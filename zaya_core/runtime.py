@@ -49,6 +49,11 @@ def available_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory of the device that new tensors can have."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+
+
 def has_fast_bfloat16() -> bool:
     """Does this CPU multiply bfloat16 matrices in hardware (AVX512-BF16 or AMX)?"""
     capability = torch.backends.cpu.get_cpu_capability()

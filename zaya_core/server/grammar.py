@@ -50,7 +50,7 @@ class Constraint:
         self._consumed: list[int] = []
 
     def allowed(self, prefix_ids: Sequence[int]) -> Tensor | None:
-        """May an id [V] follow the new ids `prefix_ids` (the prompt's are not among them)? None after an end or outside the grammar."""
+        """May an id [V] follow the new ids `prefix_ids`, the prompt's not among them? None after an end or outside the grammar."""
         if not self._go_to(list(prefix_ids)):
             return None if self.failure is None else self._vocabulary.ends
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
@@ -112,6 +112,10 @@ class Grammars:
         """Is this text one special token, which no grammar can spell by its characters?"""
         index = self.tokenizer.id_of(token)
         return index is not None and self._tokens.is_special_token(index)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token stands for; of a special one, its name."""
+        return self._tokens.decode_bytes([token_id])
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
