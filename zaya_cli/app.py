@@ -42,7 +42,7 @@ COMMANDS = (
     Command("sft", "zaya_core.stages.sft", "SftConfig", "Fine-tune a checkpoint on conversations or answers."),
     Command("generate", "zaya_core.stages.generate", "GenerateConfig", "Continue a prompt."),
     Command(
-        "serve-local", "zaya_core.stages.serve_local", "ServeLocalConfig", "Serve a model over HTTP, as OpenAI's clients expect it."
+        "serve-local", "zaya_core.stages.serve_local", "ServeLocalConfig", "Serve a model to OpenAI's clients."
     ),
     Command("info", "zaya_core.stages.info", "InfoConfig", "Tell what a checkpoint is and where it comes from."),
     Command("env", "zaya_core.stages.env", "EnvConfig", "Tell what this machine is."),
