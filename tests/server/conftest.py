@@ -62,6 +62,13 @@ class Server:
             assert time.monotonic() < end, f"{name} is {self.metric(name)}, expected {value}"
             time.sleep(0.02)
 
+    def wait_for_log(self, text, seconds=10):
+        """Until the log holds this."""
+        end = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+
     def stop(self, number=signal.SIGTERM):
         """Send a signal and return the exit code."""
         self.process.send_signal(number)

@@ -18,7 +18,10 @@ WEATHER = {
         "description": "The weather somewhere.",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "properties": {
+                "city": {"type": "string", "enum": ["Rome", "Oslo"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
             "required": ["city", "days"],
             "additionalProperties": False,
         },
@@ -101,9 +104,10 @@ def test_prompts_as_token_ids(server):
     as_text = text(server, prompt="import os\n", echo=True, logprobs=0)
     tokens = as_text.choices[0].logprobs.tokens
     assert tokens[:4] == ["<bos>", "import", " os", "\n"]
-    ids = [2, *[token_id for token_id in _ids("import os\n")]]
-    assert text(server, prompt=ids).choices[0].text == as_text.choices[0].text.removeprefix("import os\n")
-    assert [choice.text for choice in text(server, prompt=[ids, ids], temperature=0).choices][0]
+    ids = [2, *_ids(CODE)]
+    assert text(server, prompt=ids).choices[0].text == as_text.choices[0].text.removeprefix(CODE)
+    twice = text(server, prompt=[ids, ids], temperature=0).choices
+    assert twice[0].text == twice[1].text
 
 
 def _ids(written):
@@ -187,10 +191,10 @@ def test_json_by_schema(server, sampler):
 
 
 def test_any_json_object(server):
-    answer = chat(server, response_format={"type": "json_object"}, max_tokens=400, temperature=0.01, seed=3).choices[0]
+    answer = chat(server, response_format={"type": "json_object"}, max_tokens=60, temperature=0).choices[0]
+    assert answer.message.content.startswith("{")
     if answer.finish_reason == "stop":
         assert isinstance(json.loads(answer.message.content), dict)
-    assert answer.message.content.startswith("{")
 
 
 def test_a_call_that_must_come(server):
@@ -204,9 +208,15 @@ def test_a_call_that_must_come(server):
     assert arguments["city"] in ("Rome", "Oslo")
     parts = [part.choices[0] for part in chat(server, stream=True, **options)]
     calls = [call for part in parts for call in part.delta.tool_calls or []]
-    assert [(call.index, call.function.name, call.function.arguments) for call in calls] == [(0, "weather", call.function.arguments)]
+    assert [(call.index, call.function.name, call.function.arguments) for call in calls] == [
+        (0, "weather", call.function.arguments)
+    ]
     assert parts[-1].finish_reason == "tool_calls"
-    history = [*HELLO, answer.message.model_dump(exclude_none=False), {"role": "tool", "tool_call_id": call.id or "x", "content": "sunny"}]
+    history = [
+        *HELLO,
+        answer.message.model_dump(exclude_none=False),
+        {"role": "tool", "tool_call_id": call.id or "x", "content": "sunny"},
+    ]
     assert chat(server, messages=history, tools=[WEATHER], max_tokens=4).choices[0].finish_reason in ("length", "stop")
 
 
