@@ -12,8 +12,9 @@ import torch
 
 from tests.models import TINY, random_model
 from zaya_core.config import Tidar
-from zaya_core.engine.decode import Decoding, decode
+from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Draft, Proposals, Verifier
+from zaya_core.engine.request import Decoding
 from zaya_core.layout import causal
 from zaya_core.ops.sampling import Sampler
 

@@ -15,7 +15,7 @@ from zaya_core.layout import HISTORY, Layout
 from zaya_core.model.decoder import DecoderLayer, Zaya
 from zaya_core.model.layers import ResidualScale, RmsNorm
 from zaya_core.model.moe import Router
-from zaya_core.model.pool import LayerPool, Pool
+from zaya_core.model.pool import LayerPool, Pool, empty_step
 from zaya_core.ops.attention import View
 from zaya_core.ops.experts import apply_experts
 from zaya_core.ops.norm import widened
@@ -28,7 +28,7 @@ class Step:
     """What every layer of a forward shares: `taps` [T * 3] index [history | slots] at two, one and no steps back."""
 
     taps: Tensor
-    turns: dict[str, Tensor]  # complex [T, 1, N / 2] by kind of layer
+    turns: dict[str, Tensor]  # complex [T, N / 2] by kind of layer
     views: dict[str, View]
 
 
@@ -65,8 +65,7 @@ class ServingModel:
 
     def new_pool(self, num_slots: int, *, max_rows: int = 1) -> Pool:
         """An empty pool for this model."""
-        empty = [layer.empty for layer in self.layers]
-        return Pool(self.config, empty, num_slots, max_rows=max_rows)
+        return Pool(self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows)
 
     def _step(self, layout: Layout, pool: Pool) -> Step:
         prev, num_past = layout.prev[0], pool.num_past
@@ -76,7 +75,7 @@ class ServingModel:
         for kind in set(self.config.layer_types):
             cos, sin = rotary_angles(layout.position, self.config.head_dim, self.config.rope_parameters[kind], self.dtype)
             turn = torch.complex(cos[0].to(widened(cos.dtype)), sin[0].to(widened(sin.dtype)))
-            turns[kind] = F.pad(turn, (0, self.config.head_dim // 2 - turn.shape[-1]), value=1.0)
+            turns[kind] = F.pad(turn[:, 0], (0, self.config.head_dim // 2 - turn.shape[-1]), value=1.0)
             views[kind] = pool.view(layout, self.config.window(kind))
         return Step(torch.stack([older, prev, slot], -1).flatten(), turns, views)
 
@@ -118,7 +117,6 @@ class ServingLayer:
         self.mlp_merge = Merge(layer.post_mlp_residual_scale)
         self.attention = ServingAttention(config, layer)
         self.router = ServingRouter(layer.mlp.gate)
-        self.empty = self.attention.empty
         experts = layer.mlp.experts
         self.stacked = (experts.gate_up_proj, experts.down_proj) if experts.gate_up_proj.is_cuda else None
         if self.stacked is None:
@@ -166,32 +164,24 @@ class ServingAttention:
         wide = self.taps.dtype
         self.least = torch.finfo(wide).eps
         temperature = torch.cat([torch.ones(self.queries), attention.qk_norm.temp.detach().cpu()]).to(wide)
-        self.length = (temperature * self.width**0.5).to(self.taps.device)[:, None]
-        empty = torch.zeros(self.channels + self.half, dtype=self.dtype, device=self.taps.device)
-        if config.attention_bias:
-            empty[self.channels :] = projection.v_proj_delayed.bias
-        self.empty = empty
+        self.length = (temperature * self.width**0.5).to(self.taps.device)[:, None, None]
+        self.empty = empty_step(config, projection.v_proj_delayed)
 
     def __call__(self, u: Tensor, step: Step, kind: str, past: LayerPool) -> Tensor:
-        """[T, D] -> [T, D]."""
-        projected = self.into(u)
-        joined, current = projected.split([self.channels + self.half, self.half], -1)
-        reached = past.extend(joined).index_select(0, step.taps).view(-1, 3, self.channels + self.half)
-        values = torch.cat([current, reached[:, 1, self.channels :]], -1).view(-1, self.groups, self.width)
-        x = self._mixed(reached[..., : self.channels])
-        scale = self.length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(self.least)
-        turned = torch.view_as_complex((x.mul_(scale)).view(-1, self.num_heads, self.width // 2, 2)).mul_(step.turns[kind])
-        q, k = torch.view_as_real(turned).view(-1, self.num_heads, self.width).split([self.queries, self.groups], 1)
-        keys, stored = past.stage(k.transpose(0, 1)[None], values.transpose(0, 1)[None])
-        return self.out(step.views[kind].attend(q.to(values.dtype)[None], keys, stored)[0].flatten(1))
-
-    def _mixed(self, latents: Tensor) -> Tensor:
-        """Convolved latents and mean residuals, both doubled (the norm that follows does not mind): [T, 3, C] -> [T, heads, N]."""
-        slots = latents.shape[0]
-        rows = latents.to(self.taps.dtype).view(slots, 3, self.num_heads, self.width)
-        taps = rows.permute(2, 0, 1, 3).reshape(self.num_heads, slots, 3 * self.width)
-        convolved = torch.baddbmm(self.tap_bias, taps, self.taps).transpose(0, 1)
-        return torch.baddbmm(convolved, self.means.expand(slots, -1, -1), rows[:, 2])
+        """[T, D] -> [T, D]. Heads come first inside."""
+        slots, width, row = u.shape[0], self.width, past.joined.shape[1]
+        past.fresh.copy_(self.into(u))
+        reached = past.joined.index_select(0, step.taps)  # [3 T, W]: two, one and no steps back
+        latents = reached.as_strided((self.num_heads, slots, 3, width), (width, 3 * row, row, 1)).reshape(-1, slots, 3 * width)
+        mean = torch.mm(self.means, reached.as_strided((self.num_heads, slots, width), (width, 3 * row, 1), 2 * row).flatten(1))
+        x = torch.baddbmm(self.tap_bias, latents, self.taps).add_(mean.view(-1, slots, width))
+        x.mul_(self.length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(self.least))
+        torch.view_as_complex(x.view(self.num_heads, slots, width // 2, 2)).mul_(step.turns[kind])
+        delayed = reached.as_strided((slots, self.half), (3 * row, 1), row + self.channels)
+        current = reached.as_strided((slots, self.half), (3 * row, 1), 2 * row + self.channels + self.half)
+        values = torch.cat([current, delayed], 1).view(slots, -1, width).transpose(0, 1)
+        keys, stored = past.stage(x[None, self.queries :], values[None])
+        return self.out(step.views[kind].attend_heads(x[None, : self.queries].to(self.dtype), keys, stored)[0].reshape(slots, -1))
 
 
 class ServingRouter:
@@ -234,8 +224,8 @@ def _means(config: ModelConfig, like: Tensor) -> Tensor:
     """Twice the mean residuals of model.md A2.2 as a matrix [heads, heads]: q_i + k of its group; the mean of that over the group."""
     groups, per_group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     group_of = torch.eye(groups).repeat_interleave(per_group, 0)  # [queries, groups]
-    queries = torch.cat([torch.eye(groups * per_group), group_of], 1)
-    return torch.cat([queries, group_of.T @ queries / per_group]).to(like)
+    queries = torch.cat([torch.eye(groups * per_group), group_of], 1).to(like)
+    return torch.cat([queries, group_of.T.to(like) @ queries / per_group])
 
 
 def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from zaya_core.option import check_options, flag_name, option
 
 if TYPE_CHECKING:
     from zaya_core.data.tokenizer import TextTokenizer
-    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.request import Decoding
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.model.decoder import Zaya
 
@@ -131,7 +131,7 @@ def _machine(model: "Zaya") -> dict[str, Any]:
 
 
 def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: frozenset[int]) -> "Decoding":
-    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.request import Decoding
     from zaya_core.engine.draft import Proposals, Verifier
     from zaya_core.ops.sampling import Sampler
 
