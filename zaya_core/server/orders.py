@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zaya_core.engine.batch import Request
 from zaya_core.engine.chance import SeededChance
-from zaya_core.engine.decode import Decoding
 from zaya_core.engine.draft import Proposals, Verifier
+from zaya_core.engine.request import Decoding, Request
 from zaya_core.ops.sampling import Sampler
 from zaya_core.server.conversation import prompt_text
 from zaya_core.server.grammar import Constraint, Grammar, check_schema
@@ -33,6 +32,7 @@ from zaya_core.server.tools import ANYTHING, Dialect, dialect_of, forced, volunt
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for /v1/completions
 DEFAULT_MIX_WEIGHT = 0.5
 AUTO_PROPOSALS = 3
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -224,15 +224,7 @@ def _stops(stops: Sequence[str], served: Served) -> tuple[frozenset[int], tuple[
 
 def _decoding(sent: Shared, served: Served, max_tokens: int, ends: frozenset[int], num_top: int | None) -> Decoding:
     options, generation = sent.zaya or ZayaOptions(), served.generation
-    temperature, top_k, top_p = (
-        default if generation.get(name) is None else kind(generation[name])
-        for name, kind, default in (("temperature", float, 1.0), ("top_k", int, 0), ("top_p", float, 1.0))
-    )
-    sampler = Sampler(
-        temperature if sent.temperature is None else sent.temperature,
-        top_k if sent.top_k is None else max(0, sent.top_k),
-        top_p if sent.top_p is None else sent.top_p,
-    )
+    sampler = _sampler(sent, generation)
     how = Decoding(max_tokens, sampler, end_ids=ends, forbidden=served.forbidden, num_top_logprobs=num_top or 0)
     name = options.sampler or served.bounds.default_sampler
     if name == "ar":
@@ -248,6 +240,15 @@ def _decoding(sent: Shared, served: Served, max_tokens: int, ends: frozenset[int
         block_length=served.tidar.block_length,
         verify_length=served.tidar.block_length,
     )
+
+
+def _sampler(sent: Shared, generation: dict[str, Any]) -> Sampler:
+    """What was sent, else generation_config.json's, else what changes nothing."""
+    values = {}
+    for name, neutral in NEUTRAL.items():
+        given = generation.get(name) if getattr(sent, name) is None else getattr(sent, name)
+        values[name] = neutral if given is None else type(neutral)(given)
+    return Sampler(**values | {"top_k": max(0, values["top_k"])})
 
 
 def _tools(sent: ChatRequest, served: Served) -> tuple[tuple[Function, ...], Dialect | None, Grammar | None]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import zaya_core
-from zaya_core.engine.draft import Final
+from zaya_core.engine.request import Final
 from zaya_core.server.orders import Assignment
 from zaya_core.server.scoring import Score
 from zaya_core.server.served import Served

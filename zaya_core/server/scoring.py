@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zaya_core.engine.decode import Committed
-from zaya_core.engine.draft import Final
-from zaya_core.layout import causal
-from zaya_core.model.decoder import Zaya
-from zaya_core.ops.sampling import NEVER
+from zaya_core.engine.batch import Network
+from zaya_core.engine.request import Committed, Final
+from zaya_core.layout import template
+from zaya_core.ops.sampling import log_probabilities
 from zaya_core.server.writing import Writing
 
 CHUNK = 1024  # slots of a forward
@@ -42,47 +41,48 @@ class Scoring:
         self.is_withdrawn = False
 
     @torch.inference_mode()
-    def steps(self, model: Zaya) -> Iterator[None]:
+    def steps(self, model: Network) -> Iterator[None]:
         """One chunk a step; after the last one the scores and the firsts are given out."""
-        cache = model.new_cache(1)
+        pool = model.new_pool(len(self.prompt_ids), max_rows=1)
+        row = pool.open(len(self.prompt_ids))
         forbidden = torch.tensor(self.forbidden, dtype=torch.int64, device=model.device)
         scores = [Score(self.prompt_ids[0], None, ())]
-        for begin in range(0, len(self.prompt_ids), CHUNK):
-            ids = self.prompt_ids[begin : begin + CHUNK]
-            token_ids = torch.tensor([ids], dtype=torch.int64, device=model.device)
-            hidden = model(token_ids, causal(cache.lengths, len(ids)), cache)[0]
-            cache.commit(len(ids))
-            following = self.prompt_ids[begin + 1 : begin + 1 + len(ids)]
-            for row in range(0, len(following), ROWS):
-                logits = model.logits(hidden[row : row + len(following[row : row + ROWS])])
-                scores += self._scores(logits, following[row : row + ROWS], forbidden)
-            if begin + CHUNK < len(self.prompt_ids):
+        while row.length < len(self.prompt_ids):
+            ids = self.prompt_ids[row.length : row.length + CHUNK]
+            following = self.prompt_ids[row.length + 1 : row.length + 1 + len(ids)]
+            hidden = model(torch.tensor([ids], device=model.device), pool.layout([(row, template(len(ids)))]), pool, None)[0]
+            pool.commit([len(ids)])
+            for begin in range(0, len(following), ROWS):
+                part = following[begin : begin + ROWS]
+                scores += self._scores(model.logits(hidden[begin : begin + len(part)]), part, forbidden)
+            if row.length < len(self.prompt_ids):
                 yield
-        last = model.logits(hidden[-1:])
         self.outlet(scores)
-        for writing in self.firsts:
-            writing.take(first_token(last, writing, forbidden))
+        if self.firsts:
+            last = model.logits(hidden[-1:])
+            for writing in self.firsts:
+                writing.take(first_token(last, writing, forbidden))
 
     def _scores(self, logits: Tensor, following: list[int], forbidden: Tensor) -> list[Score]:
         """Rows [R, V] and the ids that follow them."""
-        logprobs = logits.index_fill(-1, forbidden, NEVER).log_softmax(-1)
-        chosen = logprobs.gather(-1, torch.tensor(following, device=logits.device)[:, None]).flatten().tolist()
-        values, ids = logprobs.topk(self.num_top, -1)
-        tops = zip(ids.tolist(), values.tolist(), strict=True)
-        return [
-            Score(token_id, logprob, tuple(zip(*top, strict=True)))
-            for token_id, logprob, top in zip(following, chosen, tops, strict=True)
-        ]
+        log_p = log_probabilities(logits, forbidden)
+        chosen = log_p[torch.arange(len(following)), torch.tensor(following)].tolist()
+        values, ids = log_p.topk(self.num_top, -1)
+        tops = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+        return [Score(*each) for each in zip(following, chosen, tops, strict=True)]
 
 
 def first_token(row: Tensor, writing: Writing, forbidden: Tensor) -> Committed:
     """What the engine would draw after the prompt, from the last row [1, V]."""
     request = writing.order.request
-    how = request.how
-    law = how.sampler.law(row, forbidden)
-    token_id = request.chance.draw(law)[0]
-    logprobs = row[0].index_fill(-1, forbidden, NEVER).log_softmax(-1)
-    values, ids = logprobs.topk(how.num_top_logprobs)
+    how, seen = request.how, None
+    if how.sampler.repetition_penalty != 1:
+        seen = torch.zeros_like(row, dtype=torch.bool)
+        seen[0, request.prompt_ids] = True
+    law = how.sampler.law(row, forbidden, seen)
+    (token_id,) = request.chance.draw(law)
+    log_p = log_probabilities(row, forbidden)[0]
+    values, ids = log_p.topk(how.num_top_logprobs)
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    final = Final(token_id, float(logprobs[token_id]), float(law[0, token_id].log()), top)
+    final = Final(token_id, float(log_p[token_id]), float(law[0, token_id].log()), top)
     return Committed([final], "stop" if token_id in how.end_ids else "length")

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from zaya_core.engine.batch import Engine, Request
+from zaya_core.engine.batch import Engine
 from zaya_core.engine.chance import SeededChance
-from zaya_core.engine.decode import Committed, Decoding
+from zaya_core.engine.request import Committed, Decoding, Request
 from zaya_core.ops.sampling import Sampler
 from zaya_core.server.metrics import Metrics
 from zaya_core.server.refusal import Refusal, too_busy
@@ -39,7 +39,7 @@ class Worker:
         self._changed = threading.Condition()
         self._is_closing = False
         self._mean_seconds = 1.0
-        metrics.total_slots.set(engine.num_slots)
+        metrics.total_slots.set(engine.pool.num_slots)
 
     @property
     def capacity(self) -> int:

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from zaya_core.data.transcript import Transcript
-from zaya_core.engine.decode import Committed
-from zaya_core.engine.draft import Final
 from zaya_core.engine.report import Tally
+from zaya_core.engine.request import Committed, Final
 from zaya_core.server.orders import Order
 from zaya_core.server.refusal import Refusal
 from zaya_core.server.served import Served

@@ -104,6 +104,7 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     """Load the model, warm it up, and let requests in."""
     from zaya_core.engine.batch import Engine
     from zaya_core.model.load import load_model
+    from zaya_core.model.serving import ServingModel
     from zaya_core.runtime import pick_device, pick_dtype
     from zaya_core.server.answering import Service
     from zaya_core.server.served import describe
@@ -112,7 +113,7 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
-    model = load_model(checkpoint, dtype=dtype, device=device)
+    model = ServingModel(load_model(checkpoint, dtype=dtype, device=device))
     engine = Engine(model, num_slots=served.bounds.num_slots, max_rows=config.max_num_seqs)
     worker = Worker(engine, max_waiting=config.max_queue, metrics=desk.metrics, complain=lambda text: log.put(Warn(text)))
     worker.warm_up()
@@ -205,7 +206,7 @@ def _greeting(desk: "Desk", url: str, seconds: float, *, has_key: bool) -> Itera
     yield Note(
         f"ready after {seconds:.1f} s: {served.name}, {served.bounds.default_sampler}, "
         f"{str(engine.model.dtype).removeprefix('torch.')} on {engine.model.device}; {engine.max_rows} completions at once, "
-        f"{served.bounds.max_model_len} tokens each, {engine.num_slots} places of K/V; stop with Ctrl-C"
+        f"{served.bounds.max_model_len} tokens each, {served.bounds.num_slots} places of K/V; stop with Ctrl-C"
     )
     body = json.dumps({"model": served.name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64})
     header = f" -H 'Authorization: Bearer '${KEY_VARIABLE}" if has_key else ""
