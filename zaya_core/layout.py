@@ -34,7 +34,9 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same slots on another device."""
-        return Layout(**{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_clean"}, num_clean=self.num_clean)
+        return Layout(
+            **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_clean"}, num_clean=self.num_clean
+        )
 
     def slots_of(self, queries: slice) -> "Layout":
         """Some of the slots, as queries only: `prev` still indexes the whole forward."""

@@ -123,7 +123,9 @@ class Engine:
         """Every request that decodes, then chunks of unread prompts."""
         turns = [Turn(ticket, run, run.share(0)) for ticket, run in self._runs.items() if run.draft is not None]
         unread = {ticket: run.num_unread for ticket, run in self._runs.items() if run.draft is None}
-        return turns + [Turn(ticket, self._runs[ticket], self._runs[ticket].share(count)) for ticket, count in chunks(unread).items()]
+        return turns + [
+            Turn(ticket, self._runs[ticket], self._runs[ticket].share(count)) for ticket, count in chunks(unread).items()
+        ]
 
     def _forward(self, turns: list[Turn], routing: list[Tensor] | None) -> Tensor:
         """All turns' slots end to end -> hidden [T, D]."""

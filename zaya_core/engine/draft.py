@@ -125,4 +125,3 @@ def best_levels(odds: list[float], count: int, block_length: int) -> tuple[int, 
             for level in alone
         }
     return max(best.values())[1]
-

@@ -13,7 +13,7 @@ from zaya_core.ops.sampling import Sampler
 
 
 class Constraint(Protocol):
-    """A grammar: which ids may come next. It masks the AR rows and the drafts alike, so that the constrained law is kept exactly."""
+    """A grammar: which ids may come next. It masks AR rows and drafts alike, so that the constrained law is kept exactly."""
 
     def allowed(self, new_ids: Sequence[int]) -> Tensor | None:
         """Bool [V] after these tokens of the completion; None where every id may come, as after its end."""
@@ -22,9 +22,9 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode. `block_length` is the trained one, 0 drafts nothing (AR); at most `verify_length` tokens are verified at once,
-    from whole blocks all the same (tidar.md section 3). `end_ids` end the text; `forbidden` ids are never drawn. Drafts are drawn at
-    `draft_temperature` if it is given and the text's is not 0.
+    """How to decode. `block_length` is the trained one, 0 drafts nothing (AR); at most `verify_length` tokens are verified at
+    once, from whole blocks all the same (tidar.md section 3). `end_ids` end the text; `forbidden` ids are never drawn. Drafts are
+    drawn at `draft_temperature` if it is given and the text's is not 0.
     """
 
     max_new_tokens: int
@@ -85,8 +85,9 @@ class Final:
 class Committed:
     """Tokens made final by one forward, cut at the end of the text; `finish_reason` is "stop", "length" or None.
 
-    `drafted` are d_1..d_n that the forward judged, of which it accepted `num_accepted`; none after a prefill. `pre_drafted` are what
-    the next forward will judge after the last final token. `experts` [tokens that became history, L]: their choices, where asked for.
+    `drafted` are d_1..d_n that the forward judged, of which it accepted `num_accepted`; none after a prefill. `pre_drafted` are
+    what the next forward will judge after the last final token. `experts` [tokens, L], where asked for: the choices of the tokens
+    that became history since the last event, so that all events together hold prompt and text less the last token.
     """
 
     finals: list[Final]

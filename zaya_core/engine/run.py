@@ -18,7 +18,7 @@ from zaya_core.ops.sampling import NEVER, log_probabilities
 
 @dataclass(frozen=True)
 class Share:
-    """A request's slots of one forward: clean tokens, then a masked block after each of `levels`; AR rows to read, the last ones."""
+    """A request's slots of a forward: clean tokens, then a masked block after each of `levels`. `num_read` AR rows are read."""
 
     token_ids: list[int]
     levels: tuple[int, ...]
@@ -114,7 +114,7 @@ class Run:
     def next_masks(self, share: Share, accepted: int) -> slice:
         """The slots of this share whose masks draft what follows the newest token: of the largest level not above `accepted`.
 
-        That block began `accepted` less its level too early, and its next mask stands where the newest token does: both are skipped.
+        That block began `accepted` less its level too early, and its next mask stands where the newest token does: skipped.
         """
         index = serving_block(share.levels, accepted)
         if index is None:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import Layout, keys_of
-from zaya_core.model.past import LayerPast, Past
-from zaya_core.model.pool import Pool, empty_step
 from zaya_core.model.cca import CcaAttention
 from zaya_core.model.layers import ResidualScale, RmsNorm
 from zaya_core.model.moe import MoeLayer
+from zaya_core.model.past import LayerPast, Past
+from zaya_core.model.pool import Pool, empty_step
 from zaya_core.ops.attention import View, row_view
 from zaya_core.ops.norm import widened
 from zaya_core.ops.rope import rotary_angles
@@ -94,7 +94,8 @@ class Zaya(nn.Module):
     def forward(self, token_ids: Tensor, layout: Layout, past: Past | None = None, routing: list[Tensor] | None = None) -> Tensor:
         """Token ids [B, T] under `layout` -> normed hidden [B, T, D].
 
-        With a `Pool` that made the layout, keys and tails are staged there until its `commit`. `routing` collects each layer's expert choice [B, T].
+        With a `Pool` that made the layout, keys and tails are staged there until its `commit`. `routing` collects each layer's
+        expert choice [B, T].
         """
         return self.model(token_ids, layout, past, routing)
 

@@ -75,7 +75,7 @@ class Pool:
     """The histories of up to `max_rows` rows in `num_slots` slots. Rows are opened and closed at will."""
 
     def __init__(self, config: ModelConfig, empty: Tensor, num_slots: int, *, max_rows: int) -> None:
-        """`empty` [L, W] is what stands before a document: raw latents and delayed values, then W - C - half columns for a layer."""
+        """`empty` [L, W] is what stands before a document, as `empty_step` makes it."""
         self.config, self.num_slots, self.max_rows, self.device = config, num_slots, max_rows, empty.device
         groups, width = config.num_key_value_heads, config.head_dim
         self._stored = torch.empty(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
@@ -132,7 +132,7 @@ class Pool:
         return side_by_side([step for _, step in steps], [row.length for row, _ in steps]).to(self.device)
 
     def _make_layers(self, end: int) -> None:
-        """All views of a forward, one layer's after another's: made here, together, they cost a fraction of what they cost there."""
+        """All views that a forward needs: made here in one go, they cost a fraction of what they cost layer by layer."""
         groups, num_past = self.config.num_key_value_heads, self.num_past
         if self._joined.shape[1] < end or self._joined is self._tails:
             self._joined = self._tails.new_empty(self._tails.shape[0], end, self._tails.shape[2])
@@ -154,7 +154,10 @@ class Pool:
         return Looks([look for part in self.parts for look in self._looks(part, window)])
 
     def _looks(self, part: Part, window: int | None) -> list[Look]:
-        return [look.moved(part.slots.start, part.row.begin) for look in looks_of(part.step, part.row.length, window, self._stored.dtype)]
+        return [
+            look.moved(part.slots.start, part.row.begin)
+            for look in looks_of(part.step, part.row.length, window, self._stored.dtype)
+        ]
 
     def keys(self, layout: Layout) -> Keys:
         """Every slot of the pool as a key: the documents of `layout` number its parts."""
@@ -184,7 +187,7 @@ class Pool:
 
 
 def empty_step(config: ModelConfig, delayed: nn.Linear) -> Tensor:
-    """What stands before a document [W]: zero latents without a bias, the values of a zero hidden state, and room for the current ones."""
+    """What stands before a document [C + G N]: zero latents, the delayed values of a zero hidden state, room for current ones."""
     empty = delayed.weight.new_zeros(config.conv_channels + 2 * config.value_half)
     if config.attention_bias:
         empty[config.conv_channels : -config.value_half] = delayed.bias

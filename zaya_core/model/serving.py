@@ -19,7 +19,7 @@ from zaya_core.model.pool import LayerPool, Pool, empty_step
 from zaya_core.ops.attention import View
 from zaya_core.ops.experts import apply_experts
 from zaya_core.ops.norm import widened
-from zaya_core.ops.products import Product, apply_prepared_experts, prepared
+from zaya_core.ops.products import apply_prepared_experts, prepared
 from zaya_core.ops.rope import rotary_angles
 
 
@@ -35,17 +35,17 @@ class Step:
 class ServingModel:
     """`model(token_ids, layout, pool, routing) -> hidden`, as `Zaya`, for layouts that a `Pool` made; [1, T] -> [1, T, D]."""
 
-    def __init__(self, model: Zaya) -> None:
-        """Takes the weights over layer by layer: `model` is empty afterwards."""
+    def __init__(self, model: Zaya, *, packs: bool = True) -> None:
+        """Takes the weights over layer by layer: `model` is empty afterwards. Without `packs` they stay as they lie in memory."""
         self.config, self.dtype, self.device = model.config, model.dtype, model.device
         decoder = model.model
         self.embedding = decoder.embed_tokens.weight
         self.input_bias, self.input_scale = decoder.input_hidden_states_bias, decoder.input_hidden_states_scale
-        self.head = prepared(model.lm_head.weight, model.lm_head.bias)
+        self.head = prepared(model.lm_head.weight, model.lm_head.bias, packs=packs)
         self.norm = Norm(decoder.norm)
         self.layers = []
         for index, layer in enumerate(decoder.layers):
-            self.layers.append(ServingLayer(self.config, layer, self.config.layer_types[index]))
+            self.layers.append(ServingLayer(self.config, layer, self.config.layer_types[index], packs=packs))
             layer.to("meta")
 
     @torch.inference_mode()
@@ -110,18 +110,18 @@ class Merge:
 class ServingLayer:
     """One decoder layer: `(stream [T, D], carried [T, R]) ->` those above it."""
 
-    def __init__(self, config: ModelConfig, layer: DecoderLayer, kind: str) -> None:
+    def __init__(self, config: ModelConfig, layer: DecoderLayer, kind: str, *, packs: bool) -> None:
         self.kind, self.skips_through, self.num_experts = kind, layer.mlp.skips_through, config.num_experts
         self.input_norm, self.post_norm = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.attention_merge = Merge(layer.post_attention_residual_scale)
         self.mlp_merge = Merge(layer.post_mlp_residual_scale)
-        self.attention = ServingAttention(config, layer)
-        self.router = ServingRouter(layer.mlp.gate)
+        self.attention = ServingAttention(config, layer, kind, packs=packs)
+        self.router = ServingRouter(layer.mlp.gate, packs=packs)
         experts = layer.mlp.experts
         self.stacked = (experts.gate_up_proj, experts.down_proj) if experts.gate_up_proj.is_cuda else None
         if self.stacked is None:
-            self.gate_up = [prepared(weight) for weight in experts.gate_up_proj]
-            self.down = [prepared(weight) for weight in experts.down_proj]
+            self.gate_up = [prepared(weight, packs=packs) for weight in experts.gate_up_proj]
+            self.down = [prepared(weight, packs=packs) for weight in experts.down_proj]
 
     def __call__(
         self, stream: Tensor, carried: Tensor | None, step: Step, past: LayerPool, routing: list[Tensor] | None
@@ -145,9 +145,9 @@ class ServingLayer:
 class ServingAttention:
     """CcaAttention: one product in, one convolution of three taps, one rotation, one product out."""
 
-    def __init__(self, config: ModelConfig, layer: DecoderLayer) -> None:
+    def __init__(self, config: ModelConfig, layer: DecoderLayer, kind: str, *, packs: bool) -> None:
         attention = layer.self_attn
-        projection, order = attention.qkv_proj, _pair_order(config)
+        projection, order = attention.qkv_proj, _pair_order(config, kind)
         parts = (projection.q_proj, projection.k_proj, projection.v_proj_delayed, projection.v_proj_current)
         weights, biases = [part.weight for part in parts], [part.bias for part in parts]
         for index in (0, 1):
@@ -155,8 +155,8 @@ class ServingAttention:
             if config.attention_bias:
                 biases[index] = biases[index].unflatten(0, (-1, config.head_dim))[:, order].flatten()
         self.dtype = parts[0].weight.dtype
-        self.into = prepared(torch.cat(weights), torch.cat(biases) if config.attention_bias else None)
-        self.out = prepared(attention.o_proj.weight, attention.o_proj.bias)
+        self.into = prepared(torch.cat(weights), torch.cat(biases) if config.attention_bias else None, packs=packs)
+        self.out = prepared(attention.o_proj.weight, attention.o_proj.bias, packs=packs)
         self.queries, self.groups, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.channels, self.half = config.conv_channels, config.value_half
         self.taps, self.tap_bias = _three_taps(config, projection.conv_qk_depthwise, projection.conv_qk_grouped, order)
@@ -187,12 +187,12 @@ class ServingAttention:
 class ServingRouter:
     """Router with its small products in the dtype that is fastest for them."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, *, packs: bool) -> None:
         mlp = router.router_mlp
-        self.down = prepared(router.down_proj.weight, router.down_proj.bias)
+        self.down = prepared(router.down_proj.weight, router.down_proj.bias, packs=packs)
         self.norm = Norm(mlp.norm)
-        self.first, self.second = (prepared(part.weight, part.bias) for part in (mlp.fc1, mlp.fc2))
-        self.last = prepared(mlp.out_proj.weight)
+        self.first, self.second = (prepared(part.weight, part.bias, packs=packs) for part in (mlp.fc1, mlp.fc2))
+        self.last = prepared(mlp.out_proj.weight, packs=packs)
         self.dtype = mlp.fc1.weight.dtype
         self.carry = router.router_states_scale.to(widened(self.dtype)) if router.layer_index > 0 else None
         self.biases = router.balancing_biases
@@ -208,20 +208,18 @@ class ServingRouter:
         return choice, probabilities.gather(-1, choice[:, None]), state
 
 
-def _pair_order(config: ModelConfig) -> Tensor:
+def _pair_order(config: ModelConfig, kind: str) -> Tensor:
     """Dims of a head with the two of each rotary pair side by side: 0, R/2, 1, R/2 + 1, .., then those that are not rotated.
 
     Queries and keys are reordered alike, so their products stay what they were.
     """
-    rotated = {int(config.head_dim * rope.partial_rotary_factor) for rope in config.rope_parameters.values()}
-    assert len(rotated) == 1, "layers of both kinds rotate as many dims"
-    (count,) = rotated
+    count = int(config.head_dim * config.rope_parameters[kind].partial_rotary_factor)
     pairs = torch.arange(count).view(2, -1).T.flatten()
     return torch.cat([pairs, torch.arange(count, config.head_dim)])
 
 
 def _means(config: ModelConfig, like: Tensor) -> Tensor:
-    """Twice the mean residuals of model.md A2.2 as a matrix [heads, heads]: q_i + k of its group; the mean of that over the group."""
+    """Twice the mean residuals of model.md A2.2 as a matrix [heads, heads]: q_i + k of its group; for k their mean."""
     groups, per_group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     group_of = torch.eye(groups).repeat_interleave(per_group, 0)  # [queries, groups]
     queries = torch.cat([torch.eye(groups * per_group), group_of], 1).to(like)

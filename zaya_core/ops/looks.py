@@ -67,7 +67,7 @@ class Looks:
 def looks_of(step: Layout, length: int, window: int | None, dtype: torch.dtype) -> Iterator[Look]:
     """The looks of one row's slots (a `layout.template`) over `length` tokens of history and themselves.
 
-    In order of the queries. `keys` count from the row's begin; the step's slots stand right after its history. Queries have `dtype`.
+    In order of the queries, which have `dtype`. `keys` count from the row's begin; the step's slots stand right after its history.
     """
     slots, num_clean = step.position.shape[1], step.num_clean
     whole = slice(0, length + slots)
