@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "model": VALUES | {"layout", "ops"},
     "engine": VALUES | {"layout", "ops", "model"},
     "train": VALUES | {"layout", "ops", "model", "io", "data"},
-    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train"},
+    "server": VALUES | {"layout", "ops", "model", "io", "data", "engine"},
+    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "server"},
 }
 # A checkpoint into a model, and two of them compared: the only places of model/ that see files.
 KNOWN = {"model/load.py": {"io"}, "model/parity.py": {"io", "data"}}

@@ -87,17 +87,30 @@ def test_a_forced_grammar_writes_only_calls(grammars, dialect, many):
             assert all("city" in json.loads(call.arguments) for call in calls if call.name == "weather")
 
 
-def test_a_voluntary_grammar_lets_text_pass_and_holds_calls_to_their_schema(grammars):
-    constraint = grammars.lark(voluntary(JsonCalls(), TOOLS, grammars), "tools").constraint()
+WEATHER = {
+    "json": '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>',
+    "tags": "<zyphra_tool_call>\n<function=weather>\n<parameter=city>\nR\n<o\n</parameter>\n</function>\n</zyphra_tool_call>",
+}
 
-    def accepts(text):
-        ids = grammars.tokenizer.encode(text, special=False)
+
+@pytest.mark.parametrize(("dialect", "kind"), [(JsonCalls(), "json"), (ZYPHRA, "tags")], ids=["json", "tags"])
+def test_a_voluntary_grammar_lets_text_pass_and_holds_calls_to_their_schema(grammars, dialect, kind):
+    call = WEATHER[kind]
+
+    def accepts(rules, text):
+        constraint, ids = grammars.lark(rules, "tools").constraint(), [*grammars.tokenizer.encode(text, special=False), 1]
         return all(bool(constraint.allowed(ids[:place])[token_id]) for place, token_id in enumerate(ids))
 
-    assert accepts("anything at all < goes")
-    assert accepts('so: <tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call> done')
-    assert not accepts('<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>')
-    assert not accepts('<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>')
+    rules = voluntary(dialect, TOOLS, grammars)
+    assert accepts(rules, "anything at all < goes")
+    assert accepts(rules, f"so: {call} done")
+    assert accepts(rules, f"{call}{call}")
+    assert not accepts(rules, call.replace("city", "town"))
+    assert not accepts(rules, call.replace("weather", "unknown"))
+    assert accepts(forced(dialect, TOOLS, grammars, many=False), call)
+    assert accepts(forced(dialect, TOOLS, grammars, many=True), f"{call}\n{call}")
+    assert not accepts(forced(dialect, TOOLS, grammars, many=False), f"{call}\n{call}")
+    assert not accepts(forced(dialect, TOOLS, grammars, many=True), "no call")
 
 
 def test_references_in_a_tools_schema(grammars):

@@ -44,7 +44,7 @@ class Dialect(Protocol):
         ...
 
     def rule(self, tools: Sequence[Function], grammars: Grammars) -> str:
-        """Lark rules for one call, beginning with `call:`."""
+        """Lark rules `call`, one whole call, and `rest`, one without its opening and the end of line after it."""
         ...
 
 
@@ -70,7 +70,7 @@ class JsonCalls:
         """One alternative a tool."""
         opening, closing = (_symbol(tag, grammars) for tag in (self.openings[0], self.closing))
         bodies = " | ".join(f"%json {json.dumps(self._schema(tool) | {'x-guidance': WRITTEN})}" for tool in tools)
-        return f'call: {opening} "\\n" body "\\n" {closing}\nbody: {bodies}\n'
+        return f'call: {opening} "\\n" rest\nrest: body "\\n" {closing}\nbody: {bodies}\n'
 
     def _schema(self, tool: Function) -> dict[str, Any]:
         arguments = dict(tool.parameters or ANYTHING)
@@ -112,15 +112,16 @@ class TaggedCalls:
     def rule(self, tools: Sequence[Function], grammars: Grammars) -> str:
         """Parameters in the schema's order; those that are not required may be left out."""
         opening, closing = (_symbol(tag, grammars) for tag in (f"<{self.wrapper}>", f"</{self.wrapper}>"))
-        lines = [f'call: {opening} "\\n" body "\\n" {closing}', "RAW: /(.|\\n)*/ & ~/(.|\\n)*<\\/parameter>(.|\\n)*/"]
+        head = f'call: {opening} "\\n" rest\nrest: body "\\n" {closing}'
+        lines = [head, "raw[lazy]: /(.|\\n)*\\n<\\/parameter>\\n/"]
         names = []
         for number, tool in enumerate(tools):
             names.append(f"function_{number}")
             schema, parts = tool.parameters or {}, []
             for place, (key, kind) in enumerate(schema.get("properties", {}).items()):
                 rule = f"value_{number}_{place}"
-                value = "RAW" if _is_text(kind) else f"%json {json.dumps(kind | {'x-guidance': WRITTEN})}"
-                lines.append(f'{rule}: {json.dumps(f"<parameter={key}>")} "\\n" {value} "\\n</parameter>\\n"')
+                value = "raw" if _is_text(kind) else f'%json {json.dumps(kind | {"x-guidance": WRITTEN})} "\\n</parameter>\\n"'
+                lines.append(f'{rule}: {json.dumps(f"<parameter={key}>")} "\\n" {value}')
                 parts.append(rule if key in schema.get("required", ()) else f"{rule}?")
             lines.append(f'function_{number}: {json.dumps(f"<function={tool.name}>")} "\\n" {" ".join(parts)} "</function>"')
         return "\n".join([*lines, f"body: {' | '.join(names)}", ""])
@@ -204,9 +205,12 @@ def forced(dialect: Dialect, tools: Sequence[Function], grammars: Grammars, *, m
 
 def voluntary(dialect: Dialect, tools: Sequence[Function], grammars: Grammars) -> str:
     """A grammar of any text in which every call fits its schema (`strict` functions)."""
-    opening = re.escape(dialect.openings[0]).replace("/", "\\/")
-    said = f"SAID: /(.|\\n)*/ & ~/(.|\\n)*{opening}(.|\\n)*/\n"
-    return "start: SAID (call SAID)*\n" + said + dialect.rule(tools, grammars)
+    opening = dialect.openings[0]
+    spelled = re.escape(opening).replace("/", "\\/")
+    said = f"SAID: /(.|\\n)*/ & ~/(.|\\n)*{spelled}(.|\\n)*/\n"
+    # A lexer takes the longest match: text up to an opening must include it, and end there.
+    before = f'before: SAID {opening} "\\n"' if grammars.is_special(opening) else f"before[lazy]: /(.|\\n)*{spelled}\\n/"
+    return f"start: (before rest)* SAID\n{said}{before}\n" + dialect.rule(tools, grammars)
 
 
 def preamble(tools: Sequence[Function]) -> str:
