@@ -62,10 +62,12 @@ class Sender:
         self._send = send
         self.has_begun = False
 
-    async def begin(self, content_type: bytes) -> None:
-        """Status 200 and headers."""
+    async def begin(self, content_type: bytes, *, length: int | None = None) -> None:
+        """Status 200 and headers; `length` of the body where it is known."""
         self.has_begun = True
         headers = [(b"content-type", content_type), (b"cache-control", b"no-store")]
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
@@ -186,7 +188,7 @@ async def _whole(reply: Reply, inbox: Inbox, sender: Sender) -> None:
     async for batch in inbox.batches(len(reply.writings)):
         pieces += batch
     body = json.dumps(reply.whole(pieces), ensure_ascii=False, separators=(",", ":")).encode()
-    await sender.begin(JSON_TYPE)
+    await sender.begin(JSON_TYPE, length=len(body))
     await sender.write(body, is_last=True)
 
 

@@ -63,13 +63,16 @@ class ServeLocalConfig:
 
 def run(config: ServeLocalConfig) -> Iterator[Event]:
     """Notes until it is ready, a Result with the address, a line for every request; ends with a signal, once all are answered."""
-    from zaya_core.server.answering import Desk
-    from zaya_core.server.listening import Listener, bind
-    from zaya_core.server.metrics import Metrics
-    from zaya_core.server.routes import build
+    began = time.monotonic()
+    try:
+        from zaya_core.server.answering import Desk
+        from zaya_core.server.listening import Listener, bind
+        from zaya_core.server.metrics import Metrics
+        from zaya_core.server.routes import build
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve-local needs {error.name}", hint='pip install "zaya[serve]"') from error
     from zaya_core.train.interrupt import InterruptFlag
 
-    began = time.monotonic()
     rules = _rules(config)
     checkpoint = _checkpoint(config)
     log: queue.SimpleQueue[Event] = queue.SimpleQueue()
