@@ -34,6 +34,7 @@ class Decoding:
     verify_length: int = 1
     end_ids: frozenset[int] = frozenset()
     forbidden: tuple[int, ...] = ()
+    return_experts: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
