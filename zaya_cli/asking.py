@@ -1,4 +1,4 @@
-"""A line from the user: edited with readline at a terminal, read as it comes from a pipe. It knows nothing of what is done with it."""
+"""A line from the user: edited with readline at a terminal, read as it comes from a pipe. It does not know what it is for."""
 
 import sys
 

@@ -5,8 +5,8 @@
     y.jsonl.part-R      lines that process R made ahead of their turn; gone when all are in place
 
 Invariant: a line that was written is never made again and never stands twice. A line cut by a kill is no line: it is cut off.
-Alone, a process moves lines into place as their turn comes; of several, the last to finish does it. It does not know what a line says
-but for its number, "index".
+Alone, a process moves lines into place as their turn comes; of several, the last to finish does it. It does not know what a line
+says but for its number, "index".
 """
 
 import fcntl
@@ -35,13 +35,14 @@ class ResultsFile:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "ResultsFile":
-        self._file = open(self.part, "ab")  # noqa: SIM115
+        self._file = open(self.part, "ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
             raise RunError(f"{self.path} is being written by another process") from error
         _cut_torn(self.part)
+        self._file.seek(0, os.SEEK_END)
         with self._all_locked():
             self._read()
         return self
@@ -99,8 +100,8 @@ class ResultsFile:
         _cut_torn(self.path)
         last, self.num_placed = b"", 0
         with open(self.path, "rb") as file:
-            for last in file:
-                self.num_placed += 1
+            for line in file:
+                last, self.num_placed = line, self.num_placed + 1
         if last and json.loads(last).get("index") != self.num_placed - 1:
             raise RunError(f"{self.path}:{self.num_placed}: expected index {self.num_placed - 1}; lines were taken out or put in")
         self._ahead = {number: place for part in self._parts() for number, place in _lines(part) if number >= self.num_placed}

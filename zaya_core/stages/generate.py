@@ -81,7 +81,7 @@ class Opened:
 
 
 def run(config: GenerateConfig) -> Iterator[Event]:
-    """Text events as tokens become final and a Result for each completion, in the form of conventions.md; or what was asked instead."""
+    """Text events as tokens become final and a Result for each completion (conventions.md), or what was asked for instead."""
     if config.replay is not None:
         from zaya_core.stages.tracing import replayed
 

@@ -1,6 +1,6 @@
 """`zaya generate --output`: completions into a file that any kill leaves resumable, shared out over the ranks of a torchrun.
 
-Rank r of w makes completions r, r + w, ...; the ranks never talk, so they may as well be separate jobs with RANK and WORLD_SIZE set.
+Rank r of w makes completions r, r + w, ...; the ranks never talk, so they may be separate jobs with RANK and WORLD_SIZE set.
 """
 
 import hashlib
