@@ -1,6 +1,7 @@
 """What one completion says: stop strings on a real run, many at once on stdout, drafts and their trace."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,10 +21,10 @@ SHARED = ("-p", "def main():", "--seed", "3", "--temperature", "2", "--dtype", "
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
+def model(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tidar"
     write_random(path, TINY.with_changes(vocab_size=NUM_IDS + 28, tidar=Tidar(4, 4)), skip_bias=-1.0)
-    return str(path)
+    return path
 
 
 def generate(capsys, *arguments: str) -> list[dict]:
@@ -33,9 +34,9 @@ def generate(capsys, *arguments: str) -> list[dict]:
 
 @pytest.mark.parametrize("sampler", ["ar", "lossless", "mix"])
 def test_a_stop_string_ends_text_ids_counts_and_logprobs(model, capsys, sampler):
-    shared = (model, *SHARED, "-n", "40", "--sampler", sampler, "--ignore-eos", "--logprobs")
+    shared = (str(model), *SHARED, "-n", "40", "--sampler", sampler, "--ignore-eos", "--logprobs")
     (whole,) = generate(capsys, *shared)
-    tokenizer = TextTokenizer(open_checkpoint(GenerateConfig(model=model)).checkpoint.path)
+    tokenizer = TextTokenizer(model)
     for begin, size in ((3, 2), (10, 4), (17, 1), (0, 3)):
         stop = whole["text"][begin : begin + size]
         (cut,) = generate(capsys, *shared, "--stop", "never there", "--stop", stop)
@@ -80,7 +81,7 @@ def test_a_run_that_is_closed_takes_its_requests_back(model):
 
 
 def test_many_on_stdout_do_not_mix(model, capsys):
-    shared = (model, *SHARED, "-n", "15", "--ignore-eos", "--n", "3")
+    shared = (str(model), *SHARED, "-n", "15", "--ignore-eos", "--n", "3")
     apart = generate(capsys, *shared)
     assert [(row["index"], row["seed"]) for row in apart] == [(0, 3), (1, 4), (2, 5)]
     together = generate(capsys, *shared, "--batch-size", "3")
@@ -137,5 +138,5 @@ EXCLUDED = {
 @pytest.mark.parametrize("name", EXCLUDED)
 def test_options_that_cannot_be_together(model, capsys, name):
     words, message = EXCLUDED[name]
-    assert main(["generate", model, *words]) == 2
+    assert main(["generate", str(model), *words]) == 2
     assert message in capsys.readouterr().err

@@ -16,7 +16,7 @@ from zaya_cli.app import main
 from zaya_core.config import Tidar
 
 ROWS, EACH = 5, 3
-OPTIONS = ("--max-new-tokens", "12", "--seed", "7", "--n", str(EACH), "--temperature", "2", "--logprobs", "--dtype", "float64")
+OPTIONS = ("--max-new-tokens", "12", "--seed", "7", "--n", str(EACH), "--temperature", "8", "--logprobs", "--dtype", "float64")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_finished_file_is_left_as_it_is(model, prompts, tmp_path, capsys):
     assert out.read_bytes() == before
     assert main(arguments(model, prompts, out, "--temperature", "1")) == 2
     error = capsys.readouterr().err
-    assert "temperature was 2.0 and is 1.0" in error
+    assert "temperature was 8.0 and is 1.0" in error
     assert error.count("\n") == 1
     assert main(arguments(model, prompts, out, "--temperature", "1", "--overwrite", "-q")) == 0
     assert out.read_bytes() != before
