@@ -13,8 +13,8 @@ from zaya_core.assets import BUNDLED
 from zaya_core.data.sources import standard_library
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.engine.check import greedy_difference
-from zaya_core.engine.decode import Decoding
 from zaya_core.engine.draft import Proposals
+from zaya_core.engine.request import Decoding
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.model.load import load_model
 from zaya_core.ops.sampling import Sampler

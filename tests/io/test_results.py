@@ -111,7 +111,11 @@ def test_a_rank_that_is_not_last_says_so(tmp_path):
 
 
 def test_two_processes_do_not_write_the_same_part(tmp_path):
-    with begin(tmp_path / "y.jsonl"), pytest.raises(RunError, match="being written by another process"), begin(tmp_path / "y.jsonl"):
+    with (
+        begin(tmp_path / "y.jsonl"),
+        pytest.raises(RunError, match="being written by another process"),
+        begin(tmp_path / "y.jsonl"),
+    ):
         pass
 
 

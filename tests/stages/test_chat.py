@@ -71,7 +71,9 @@ def test_commands(model):
 def test_options_can_be_set_and_wrong_ones_change_nothing(model):
     lines = ["/sampler", "/sampler ar", "hi", "/sampler none", "/temperature -1", "/block 99", "/max-new-tokens 3", "hi", "/helo"]
     events = talk(model, lines)
-    stats = [(event.values["stats"]["sampler"], event.values["stats"]["num_tokens"]) for event in events if isinstance(event, Result)]
+    stats = [
+        (event.values["stats"]["sampler"], event.values["stats"]["num_tokens"]) for event in events if isinstance(event, Result)
+    ]
     assert stats == [("ar", 6), ("ar", 3)]
     assert "sampler is lossless" in said(events, Note)
     wrong = said(events, Warn)

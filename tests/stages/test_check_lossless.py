@@ -9,11 +9,10 @@ from tests.checkpoints import NUM_IDS, write_random
 from tests.models import TINY, random_ids, random_model
 from zaya_cli.app import main
 from zaya_core.config import Tidar
-from zaya_core.engine.batch import Request
 from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.check import TIE, decoded, greedy_difference, logprob_error
-from zaya_core.engine.decode import Decoding
 from zaya_core.engine.draft import Proposals, Verifier
+from zaya_core.engine.request import Decoding, Request
 from zaya_core.layout import causal
 from zaya_core.ops.sampling import Sampler
 
@@ -39,7 +38,8 @@ def network():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("models") / "tidar"
-    write_random(path, TINY.with_changes(vocab_size=NUM_IDS + 28, tidar=Tidar(4, 4)), skip_bias=-1.0)
+    wide = TINY.with_changes(vocab_size=NUM_IDS + 28, tidar=Tidar(4, 4), moe_intermediate_size=1056)
+    write_random(path, wide, skip_bias=-1.0)
     return str(path)
 
 

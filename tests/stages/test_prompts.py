@@ -75,11 +75,11 @@ def test_messages_are_always_rendered_and_a_system_prompt_goes_first(checkpoint,
 
 
 BAD = {
-    "no key": ({"text": "x"}, "rows.jsonl:2: expected an object with a string \"prompt\" or with \"messages\""),
+    "no key": ({"text": "x"}, 'rows.jsonl:2: expected an object with a string "prompt" or with "messages"'),
     "a number": ({"prompt": 3}, "rows.jsonl:2: expected an object"),
     "no JSON": ("{\n", "rows.jsonl:2: not JSON"),
     "a list": ("[1]\n", "rows.jsonl:2: list, expected an object"),
-    "no messages": ({"messages": []}, "rows.jsonl:2: \"messages\" is list, expected a list of messages"),
+    "no messages": ({"messages": []}, 'rows.jsonl:2: "messages" is list, expected a list of messages'),
     "no role": ({"messages": [{"content": "x"}]}, "rows.jsonl:2: message 1 needs the strings"),
 }
 
@@ -101,7 +101,10 @@ def test_what_has_no_place_is_refused(checkpoint, tmp_path):
 
 
 LINEAGES = {
-    "made here, never on conversations": ({"stage": "midtrain", "parent": {"certificate": {"stage": "init", "parent": None}}}, False),
+    "made here, never on conversations": (
+        {"stage": "midtrain", "parent": {"certificate": {"stage": "init", "parent": None}}},
+        False,
+    ),
     "tuned on conversations": ({"stage": "sft", "chat": True, "parent": None}, True),
     "converted after tuning": ({"stage": "convert", "parent": {"certificate": {"chat": True}}}, True),
     "made elsewhere": (None, True),

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from zaya_core.engine.batch import Engine, Request
+from zaya_core.engine.batch import Network
 from zaya_core.engine.chance import SeededChance
-from zaya_core.engine.decode import Decoding
-from zaya_core.engine.draft import Final, Proposals
-from zaya_core.layout import causal
-from zaya_core.model.decoder import Zaya
+from zaya_core.engine.decode import decode
+from zaya_core.engine.draft import Proposals
+from zaya_core.engine.request import Decoding, Final, Request
+from zaya_core.layout import template
 
 TIE = 1e-5  # logits: what float32 cannot tell apart
 
@@ -33,24 +33,19 @@ class Difference:
         """How far apart the two logits are."""
         return abs(self.ar_logit - self.lossless_logit)
 
-    def read_by(self, model: Zaya) -> "Difference":
+    def read_by(self, model: Network) -> "Difference":
         """The same place with the logits of another network, such as this one in float32."""
         row = _rows(model, self.prefix_ids)[-1]
         return replace(self, ar_logit=float(row[self.ar_token_id]), lossless_logit=float(row[self.lossless_token_id]))
 
 
-def decoded(model: Zaya, request: Request) -> list[Final]:
+def decoded(model: Network, request: Request) -> list[Final]:
     """All tokens of one request, alone."""
-    engine = Engine(model, num_slots=request.num_slots, max_rows=1)
-    engine.add(request)
-    finals: list[Final] = []
-    while engine.num_rows:
-        for committed in engine.step().values():
-            finals += committed.finals
-    return finals
+    run = decode(model, request.prompt_ids, request.how, request.chance)
+    return [final for committed in run for final in committed.finals]
 
 
-def greedy_difference(model: Zaya, prompt_ids: list[int], how: Decoding) -> Difference | None:
+def greedy_difference(model: Network, prompt_ids: list[int], how: Decoding) -> Difference | None:
     """The first place where the drafts of `how` change its greedy tokens; None where they change none."""
     greedy = replace(how, sampler=replace(how.sampler, temperature=0.0))
     plain = replace(greedy, proposals=Proposals(0), block_length=0, verify_length=1)
@@ -64,7 +59,7 @@ def greedy_difference(model: Zaya, prompt_ids: list[int], how: Decoding) -> Diff
     return Difference(prompt_ids + ar[:place], ar[place], lossless[place], 0.0, 0.0).read_by(model)
 
 
-def logprob_error(model: Zaya, request: Request) -> float:
+def logprob_error(model: Network, request: Request) -> float:
     """Largest difference between the log-probabilities that a request reports and those of one causal forward over its tokens."""
     finals = decoded(model, request)
     token_ids = [final.token_id for final in finals]
@@ -75,7 +70,8 @@ def logprob_error(model: Zaya, request: Request) -> float:
 
 
 @torch.inference_mode()
-def _rows(model: Zaya, token_ids: list[int]) -> torch.Tensor:
+def _rows(model: Network, token_ids: list[int]) -> torch.Tensor:
     """The AR logits [T, V] of one causal forward."""
-    ids = torch.tensor([token_ids], dtype=torch.int64, device=model.device)
-    return model.logits(model(ids, causal(torch.zeros(1, dtype=torch.int64, device=model.device), len(token_ids)))[0])
+    pool = model.new_pool(len(token_ids), max_rows=1, marks=False)
+    layout = pool.layout([(pool.open(len(token_ids)), template(len(token_ids), (), 0))])
+    return model.logits(model(torch.tensor([token_ids], device=model.device), layout, pool, None)[0])

@@ -6,10 +6,10 @@ of them advances a length and keeps the right tails, and rolling back is doing n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.errors import ConfigError
@@ -17,84 +17,78 @@ from zaya_core.layout import CLEAN, FAR, HISTORY, Keys, Layout, side_by_side
 from zaya_core.ops.attention import View
 from zaya_core.ops.flex import flex_view
 from zaya_core.ops.looks import Look, Looks, looks_of
+from zaya_core.ops.norm import widened
 
+MARK = 64  # tokens between two lengths at which a row can be continued by another
 UNUSED = -1  # document of a slot that belongs to no part of the forward
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """A sequence: its span of slots, and how many tokens are committed."""
+    """A sequence: its span of slots, the number of committed tokens, and tails [L, HISTORY, W] kept at some lengths on the way."""
 
     number: int
     begin: int
     capacity: int
     length: int = 0
+    marks: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One row's share of a forward: its slots as `layout.step` made them, from position 0."""
+    """One row's share of a forward: its slots as a `layout.template`, and where they stand in both."""
 
     row: Row
     step: Layout
-
-    @property
-    def num_slots(self) -> int:
-        """Of the forward."""
-        return self.step.position.shape[1]
-
-    @property
-    def staged(self) -> slice:
-        """Where its K and V go in the pool."""
-        begin = self.row.begin + self.row.length
-        return slice(begin, begin + self.num_slots)
+    slots: slice  # of the forward
+    staged: slice  # of the pool
 
 
+@dataclass(frozen=True)
 class LayerPool:
-    """One layer: K then V [2G, slots, N]; joined raw latents and delayed values [rows * HISTORY, C + G N / 2] of the last tokens."""
+    """One layer of one forward, all views of the pool.
 
-    def __init__(self, config: ModelConfig, empty: Tensor, owner: "Pool") -> None:
-        groups, width = config.num_key_value_heads, config.head_dim
-        self.owner, self.groups, self.empty, self.channels = owner, groups, empty, config.conv_channels
-        self.stored = torch.empty(2 * groups, owner.num_slots, width, dtype=empty.dtype, device=empty.device)
-        self.tails = empty.repeat(owner.max_rows * HISTORY, 1)
-        self._joined = self.tails
+    `joined` [HISTORY * parts + T, W] holds the tails of the rows, then what the layer puts into `fresh` [T, W]; `into` are the
+    places for K and V of each part [G, T_i, N]; `stored` is all of K and V [1, G, slots, N].
+    """
 
-    def extend(self, joined: Tensor) -> Tensor:
-        """[T, C + half] of this forward behind the tails of its rows: the array that `prev` indexes."""
-        self._joined = torch.cat([self.owner.tails_of(self.tails), joined])
-        return self._joined
+    joined: Tensor
+    fresh: Tensor
+    parts: Sequence[Part]
+    into: Sequence[tuple[Tensor, Tensor]]
+    stored: tuple[Tensor, Tensor]
 
     def prepend(self, latents: Tensor, values: Tensor, empty: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
         """As LayerPast says, for one row of slots [1, T, C]."""
-        joined = self.extend(torch.cat([latents, values], -1)[0])[None]
-        return joined[..., : self.channels], joined[..., self.channels :]
+        width = latents.shape[2] + values.shape[2]
+        self.fresh[:, :width].copy_(torch.cat([latents, values], -1)[0])
+        joined = self.joined[None, :, :width].to(latents.dtype)
+        return joined[..., : latents.shape[2]], joined[..., latents.shape[2] :]
 
     def stage(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write [1, G, T, N] after each row's history; returns all keys and values of the pool [1, G, slots, N]."""
-        done = 0
-        for part in self.owner.parts:
-            slots = slice(done, done + part.num_slots)
-            self.stored[: self.groups, part.staged] = k[0, :, slots]
-            self.stored[self.groups :, part.staged] = v[0, :, slots]
-            done = slots.stop
-        return self.stored[None, : self.groups], self.stored[None, self.groups :]
-
-    def keep(self, to: Tensor, taken: Tensor) -> None:
-        """Make some of the staged time steps the tails of their rows."""
-        self.tails[to] = self._joined[taken]
+        for part, (k_into, v_into) in zip(self.parts, self.into, strict=True):
+            k_into.copy_(k[0, :, part.slots])
+            v_into.copy_(v[0, :, part.slots])
+        return self.stored
 
 
 class Pool:
     """The histories of up to `max_rows` rows in `num_slots` slots. Rows are opened and closed at will."""
 
-    def __init__(self, config: ModelConfig, empty: Sequence[Tensor], num_slots: int, *, max_rows: int) -> None:
-        """`empty` [C + G N / 2]: what stands before a document, in each layer."""
-        self.num_slots, self.max_rows, self.device = num_slots, max_rows, empty[0].device
-        self.layers = [LayerPool(config, part, self) for part in empty]
-        self.parts: list[Part] = []
+    def __init__(self, config: ModelConfig, empty: Tensor, num_slots: int, *, max_rows: int, marks: bool = False) -> None:
+        """`empty` [L, W] is what stands before a document, as `empty_step` makes it. With `marks`, rows can be `continued`."""
+        self._marks = marks
+        self.config, self.num_slots, self.max_rows, self.device = config, num_slots, max_rows, empty.device
+        groups, width = config.num_key_value_heads, config.head_dim
+        self._stored = torch.empty(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
+        self._empty = empty.to(widened(empty.dtype))
+        self._tails = self._empty[:, None].repeat(1, max_rows * HISTORY, 1)
+        self._joined = self._tails
         self._rows: list[Row] = []
-        self._tails = torch.arange(0)
+        self._at = torch.arange(0)
+        self.parts: list[Part] = []
+        self.layers: list[LayerPool] = []
 
     @property
     def num_past(self) -> int:
@@ -120,62 +114,98 @@ class Pool:
         number = min(set(range(self.max_rows)) - {row.number for row in self._rows})
         row = Row(number, begin, capacity)
         self._rows.append(row)
-        for layer in self.layers:
-            layer.tails[number * HISTORY : (number + 1) * HISTORY] = layer.empty
+        self._tails[:, self._tail(row)] = self._empty[:, None]
         return row
 
     def close(self, row: Row) -> None:
         """Give its slots back."""
         self._rows.remove(row)
 
-    def layout(self, parts: Sequence[tuple[Row, Layout]]) -> Layout:
-        """The slots of one forward [1, T]: each row's step after its history, end to end."""
-        self.parts = [Part(row, step) for row, step in parts]
-        for part in self.parts:
-            room = part.row.capacity - part.row.length
-            if part.num_slots > room:
-                raise ConfigError(f"a step of {part.num_slots} slots does not fit into the {room} that its row has left")
-        numbers = torch.tensor([part.row.number for part in self.parts], device=self.device)
-        self._tails = (numbers[:, None] * HISTORY + torch.arange(HISTORY, device=self.device)).flatten()
-        return side_by_side([part.step for part in self.parts], [part.row.length for part in self.parts])
+    def shrink(self, row: Row) -> None:
+        """Give back the slots that a row has not used; it will not go on."""
+        row.capacity = row.length
 
-    def tails_of(self, tails: Tensor) -> Tensor:
-        """Those of the rows in this forward, in its order."""
-        return tails[self._tails]
+    def continued(self, row: Row, source: Row, length: int) -> None:
+        """Begin an empty row with the first `length` tokens of another, one of its marks: K, V and tails are copied."""
+        begin = slice(row.begin, row.begin + length)
+        self._stored[:, :, begin] = self._stored[:, :, source.begin : source.begin + length]
+        self._tails[:, self._tail(row)] = source.marks[length]
+        row.length, row.marks = length, {at: tails for at, tails in source.marks.items() if at <= length}
+
+    def layout(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
+        """The slots of one forward [1, T]: each row's step after its history, end to end. Makes `layers` ready for it."""
+        self.parts, done = [], 0
+        for row, step in steps:
+            count, begin = step.position.shape[1], row.begin + row.length
+            if row.length + count > row.capacity:
+                raise ConfigError(f"a step of {count} slots does not fit into the {row.capacity - row.length} left of its row")
+            self.parts.append(Part(row, step, slice(done, done + count), slice(begin, begin + count)))
+            done += count
+        self._at = torch.tensor([at for row, _ in steps for at in range(*self._tail(row).indices(self.max_rows * HISTORY))])
+        self._make_layers(self.num_past + done)
+        return side_by_side([step for _, step in steps], [row.length for row, _ in steps]).to(self.device)
+
+    def _make_layers(self, end: int) -> None:
+        """All views that a forward needs: made here in one go, they cost a fraction of what they cost layer by layer."""
+        groups, num_past = self.config.num_key_value_heads, self.num_past
+        if self._joined.shape[1] < end or self._joined is self._tails:
+            self._joined = self._tails.new_empty(self._tails.shape[0], end, self._tails.shape[2])
+        self._joined[:, :num_past] = self._tails[:, self._at]
+        keys, values = self._stored[:, None, :groups], self._stored[:, None, groups:]
+        into = [zip(keys[:, 0, :, p.staged].unbind(), values[:, 0, :, p.staged].unbind(), strict=True) for p in self.parts]
+        each = (
+            self._joined[:, :end].unbind(),
+            self._joined[:, num_past:end].unbind(),
+            zip(*into, strict=True),
+            zip(keys.unbind(), values.unbind(), strict=True),
+        )
+        self.layers = [LayerPool(joined, fresh, self.parts, slots, all_) for joined, fresh, slots, all_ in zip(*each, strict=True)]
 
     def view(self, layout: Layout, window: int | None) -> View:
         """Who sees whom in this forward."""
         if self.device.type == "cuda":
             return flex_view(layout, self.keys(layout), window)
-        looks, done = [], 0
-        for part in self.parts:
-            looks += [look.moved(done, part.row.begin) for look in looks_of(part.step, part.row.length, window)]
-            done += part.num_slots
-        return Looks(looks)
+        return Looks([look for part in self.parts for look in self._looks(part, window)])
+
+    def _looks(self, part: Part, window: int | None) -> list[Look]:
+        return [
+            look.moved(part.slots.start, part.row.begin)
+            for look in looks_of(part.step, part.row.length, window, self._stored.dtype)
+        ]
 
     def keys(self, layout: Layout) -> Keys:
         """Every slot of the pool as a key: the documents of `layout` number its parts."""
         position = torch.full((1, self.num_slots), FAR, device=self.device)
         block, document = torch.full_like(position, CLEAN), torch.full_like(position, UNUSED)
-        done = 0
         for number, part in enumerate(self.parts):
-            begin, slots = part.row.begin, slice(done, done + part.num_slots)
+            begin = part.row.begin
             position[0, begin : part.staged.start] = torch.arange(part.row.length, device=self.device)
-            position[0, part.staged], block[0, part.staged] = layout.position[0, slots], layout.block[0, slots]
+            position[0, part.staged], block[0, part.staged] = layout.position[0, part.slots], layout.block[0, part.slots]
             document[0, begin : part.staged.stop] = number
-            done = slots.stop
         return Keys(position, block, document)
 
     def commit(self, counts: Sequence[int]) -> None:
         """Make the first `counts` staged clean slots of each part history."""
-        taken, done = [], self.num_past
+        taken = []
         for number, (part, count) in enumerate(zip(self.parts, counts, strict=True)):
             assert count <= part.step.num_clean, (count, part.step.num_clean)
-            # The newest two of [tail | slots]; the tail is not next to the slots where there are several parts.
-            steps = [*range(number * HISTORY, (number + 1) * HISTORY), *range(done, done + count)]
+            first = self.num_past + part.slots.start
+            # The newest two of [tail | slots], which stand apart where there are several parts.
+            steps = [*range(number * HISTORY, (number + 1) * HISTORY), *range(first, first + count)]
             taken += steps[-HISTORY:]
+            length = part.row.length
+            for at in range(length // MARK * MARK + MARK, length + count + 1, MARK) if self._marks else ():
+                part.row.marks[at] = self._joined[:, torch.tensor(steps[at - length : at - length + HISTORY])]
             part.row.length += count
-            done += part.num_slots
-        index = torch.tensor(taken, device=self.device)
-        for layer in self.layers:
-            layer.keep(self._tails, index)
+        self._tails[:, self._at] = self._joined[:, torch.tensor(taken)]
+
+    def _tail(self, row: Row) -> slice:
+        return slice(row.number * HISTORY, (row.number + 1) * HISTORY)
+
+
+def empty_step(config: ModelConfig, delayed: nn.Linear) -> Tensor:
+    """What stands before a document [C + G N]: zero latents, the delayed values of a zero hidden state, room for current ones."""
+    empty = delayed.weight.new_zeros(config.conv_channels + 2 * config.value_half)
+    if config.attention_bias:
+        empty[config.conv_channels : -config.value_half] = delayed.bias
+    return empty

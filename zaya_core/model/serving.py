@@ -15,11 +15,11 @@ from zaya_core.layout import HISTORY, Layout
 from zaya_core.model.decoder import DecoderLayer, Zaya
 from zaya_core.model.layers import ResidualScale, RmsNorm
 from zaya_core.model.moe import Router
-from zaya_core.model.pool import LayerPool, Pool
+from zaya_core.model.pool import LayerPool, Pool, empty_step
 from zaya_core.ops.attention import View
 from zaya_core.ops.experts import apply_experts
 from zaya_core.ops.norm import widened
-from zaya_core.ops.products import Product, apply_prepared_experts, prepared
+from zaya_core.ops.products import apply_prepared_experts, prepared
 from zaya_core.ops.rope import rotary_angles
 
 
@@ -28,24 +28,24 @@ class Step:
     """What every layer of a forward shares: `taps` [T * 3] index [history | slots] at two, one and no steps back."""
 
     taps: Tensor
-    turns: dict[str, Tensor]  # complex [T, 1, N / 2] by kind of layer
+    turns: dict[str, Tensor]  # complex [T, N / 2] by kind of layer
     views: dict[str, View]
 
 
 class ServingModel:
     """`model(token_ids, layout, pool, routing) -> hidden`, as `Zaya`, for layouts that a `Pool` made; [1, T] -> [1, T, D]."""
 
-    def __init__(self, model: Zaya) -> None:
-        """Takes the weights over layer by layer: `model` is empty afterwards."""
+    def __init__(self, model: Zaya, *, packs: bool = True) -> None:
+        """Takes the weights over layer by layer: `model` is empty afterwards. Without `packs` they stay as they lie in memory."""
         self.config, self.dtype, self.device = model.config, model.dtype, model.device
         decoder = model.model
         self.embedding = decoder.embed_tokens.weight
         self.input_bias, self.input_scale = decoder.input_hidden_states_bias, decoder.input_hidden_states_scale
-        self.head = prepared(model.lm_head.weight, model.lm_head.bias)
+        self.head = prepared(model.lm_head.weight, model.lm_head.bias, packs=packs)
         self.norm = Norm(decoder.norm)
         self.layers = []
         for index, layer in enumerate(decoder.layers):
-            self.layers.append(ServingLayer(self.config, layer, self.config.layer_types[index]))
+            self.layers.append(ServingLayer(self.config, layer, self.config.layer_types[index], packs=packs))
             layer.to("meta")
 
     @torch.inference_mode()
@@ -63,10 +63,11 @@ class ServingModel:
         rows = self.head(hidden)
         return rows.to(widened(rows.dtype))
 
-    def new_pool(self, num_slots: int, *, max_rows: int = 1) -> Pool:
+    def new_pool(self, num_slots: int, *, max_rows: int = 1, marks: bool = False) -> Pool:
         """An empty pool for this model."""
-        empty = [layer.empty for layer in self.layers]
-        return Pool(self.config, empty, num_slots, max_rows=max_rows)
+        return Pool(
+            self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows, marks=marks
+        )
 
     def _step(self, layout: Layout, pool: Pool) -> Step:
         prev, num_past = layout.prev[0], pool.num_past
@@ -76,7 +77,7 @@ class ServingModel:
         for kind in set(self.config.layer_types):
             cos, sin = rotary_angles(layout.position, self.config.head_dim, self.config.rope_parameters[kind], self.dtype)
             turn = torch.complex(cos[0].to(widened(cos.dtype)), sin[0].to(widened(sin.dtype)))
-            turns[kind] = F.pad(turn, (0, self.config.head_dim // 2 - turn.shape[-1]), value=1.0)
+            turns[kind] = F.pad(turn[:, 0], (0, self.config.head_dim // 2 - turn.shape[-1]), value=1.0)
             views[kind] = pool.view(layout, self.config.window(kind))
         return Step(torch.stack([older, prev, slot], -1).flatten(), turns, views)
 
@@ -111,19 +112,18 @@ class Merge:
 class ServingLayer:
     """One decoder layer: `(stream [T, D], carried [T, R]) ->` those above it."""
 
-    def __init__(self, config: ModelConfig, layer: DecoderLayer, kind: str) -> None:
+    def __init__(self, config: ModelConfig, layer: DecoderLayer, kind: str, *, packs: bool) -> None:
         self.kind, self.skips_through, self.num_experts = kind, layer.mlp.skips_through, config.num_experts
         self.input_norm, self.post_norm = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.attention_merge = Merge(layer.post_attention_residual_scale)
         self.mlp_merge = Merge(layer.post_mlp_residual_scale)
-        self.attention = ServingAttention(config, layer)
-        self.router = ServingRouter(layer.mlp.gate)
-        self.empty = self.attention.empty
+        self.attention = ServingAttention(config, layer, kind, packs=packs)
+        self.router = ServingRouter(layer.mlp.gate, packs=packs)
         experts = layer.mlp.experts
         self.stacked = (experts.gate_up_proj, experts.down_proj) if experts.gate_up_proj.is_cuda else None
         if self.stacked is None:
-            self.gate_up = [prepared(weight) for weight in experts.gate_up_proj]
-            self.down = [prepared(weight) for weight in experts.down_proj]
+            self.gate_up = [prepared(weight, packs=packs) for weight in experts.gate_up_proj]
+            self.down = [prepared(weight, packs=packs) for weight in experts.down_proj]
 
     def __call__(
         self, stream: Tensor, carried: Tensor | None, step: Step, past: LayerPool, routing: list[Tensor] | None
@@ -147,9 +147,9 @@ class ServingLayer:
 class ServingAttention:
     """CcaAttention: one product in, one convolution of three taps, one rotation, one product out."""
 
-    def __init__(self, config: ModelConfig, layer: DecoderLayer) -> None:
+    def __init__(self, config: ModelConfig, layer: DecoderLayer, kind: str, *, packs: bool) -> None:
         attention = layer.self_attn
-        projection, order = attention.qkv_proj, _pair_order(config)
+        projection, order = attention.qkv_proj, _pair_order(config, kind)
         parts = (projection.q_proj, projection.k_proj, projection.v_proj_delayed, projection.v_proj_current)
         weights, biases = [part.weight for part in parts], [part.bias for part in parts]
         for index in (0, 1):
@@ -157,8 +157,8 @@ class ServingAttention:
             if config.attention_bias:
                 biases[index] = biases[index].unflatten(0, (-1, config.head_dim))[:, order].flatten()
         self.dtype = parts[0].weight.dtype
-        self.into = prepared(torch.cat(weights), torch.cat(biases) if config.attention_bias else None)
-        self.out = prepared(attention.o_proj.weight, attention.o_proj.bias)
+        self.into = prepared(torch.cat(weights), torch.cat(biases) if config.attention_bias else None, packs=packs)
+        self.out = prepared(attention.o_proj.weight, attention.o_proj.bias, packs=packs)
         self.queries, self.groups, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.channels, self.half = config.conv_channels, config.value_half
         self.taps, self.tap_bias = _three_taps(config, projection.conv_qk_depthwise, projection.conv_qk_grouped, order)
@@ -166,43 +166,35 @@ class ServingAttention:
         wide = self.taps.dtype
         self.least = torch.finfo(wide).eps
         temperature = torch.cat([torch.ones(self.queries), attention.qk_norm.temp.detach().cpu()]).to(wide)
-        self.length = (temperature * self.width**0.5).to(self.taps.device)[:, None]
-        empty = torch.zeros(self.channels + self.half, dtype=self.dtype, device=self.taps.device)
-        if config.attention_bias:
-            empty[self.channels :] = projection.v_proj_delayed.bias
-        self.empty = empty
+        self.length = (temperature * self.width**0.5).to(self.taps.device)[:, None, None]
+        self.empty = empty_step(config, projection.v_proj_delayed)
 
     def __call__(self, u: Tensor, step: Step, kind: str, past: LayerPool) -> Tensor:
-        """[T, D] -> [T, D]."""
-        projected = self.into(u)
-        joined, current = projected.split([self.channels + self.half, self.half], -1)
-        reached = past.extend(joined).index_select(0, step.taps).view(-1, 3, self.channels + self.half)
-        values = torch.cat([current, reached[:, 1, self.channels :]], -1).view(-1, self.groups, self.width)
-        x = self._mixed(reached[..., : self.channels])
-        scale = self.length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(self.least)
-        turned = torch.view_as_complex((x.mul_(scale)).view(-1, self.num_heads, self.width // 2, 2)).mul_(step.turns[kind])
-        q, k = torch.view_as_real(turned).view(-1, self.num_heads, self.width).split([self.queries, self.groups], 1)
-        keys, stored = past.stage(k.transpose(0, 1)[None], values.transpose(0, 1)[None])
-        return self.out(step.views[kind].attend(q.to(values.dtype)[None], keys, stored)[0].flatten(1))
-
-    def _mixed(self, latents: Tensor) -> Tensor:
-        """Convolved latents and mean residuals, both doubled (the norm that follows does not mind): [T, 3, C] -> [T, heads, N]."""
-        slots = latents.shape[0]
-        rows = latents.to(self.taps.dtype).view(slots, 3, self.num_heads, self.width)
-        taps = rows.permute(2, 0, 1, 3).reshape(self.num_heads, slots, 3 * self.width)
-        convolved = torch.baddbmm(self.tap_bias, taps, self.taps).transpose(0, 1)
-        return torch.baddbmm(convolved, self.means.expand(slots, -1, -1), rows[:, 2])
+        """[T, D] -> [T, D]. Heads come first inside."""
+        slots, width, row = u.shape[0], self.width, past.joined.shape[1]
+        past.fresh.copy_(self.into(u))
+        reached = past.joined.index_select(0, step.taps)  # [3 T, W]: two, one and no steps back
+        latents = reached.as_strided((self.num_heads, slots, 3, width), (width, 3 * row, row, 1)).reshape(-1, slots, 3 * width)
+        mean = torch.mm(self.means, reached.as_strided((self.num_heads, slots, width), (width, 3 * row, 1), 2 * row).flatten(1))
+        x = torch.baddbmm(self.tap_bias, latents, self.taps).add_(mean.view(-1, slots, width))
+        x.mul_(self.length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(self.least))
+        torch.view_as_complex(x.view(self.num_heads, slots, width // 2, 2)).mul_(step.turns[kind])
+        delayed = reached.as_strided((slots, self.half), (3 * row, 1), row + self.channels)
+        current = reached.as_strided((slots, self.half), (3 * row, 1), 2 * row + self.channels + self.half)
+        values = torch.cat([current, delayed], 1).view(slots, -1, width).transpose(0, 1)
+        keys, stored = past.stage(x[None, self.queries :], values[None])
+        return self.out(step.views[kind].attend_heads(x[None, : self.queries].to(self.dtype), keys, stored)[0].reshape(slots, -1))
 
 
 class ServingRouter:
     """Router with its small products in the dtype that is fastest for them."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, *, packs: bool) -> None:
         mlp = router.router_mlp
-        self.down = prepared(router.down_proj.weight, router.down_proj.bias)
+        self.down = prepared(router.down_proj.weight, router.down_proj.bias, packs=packs)
         self.norm = Norm(mlp.norm)
-        self.first, self.second = (prepared(part.weight, part.bias) for part in (mlp.fc1, mlp.fc2))
-        self.last = prepared(mlp.out_proj.weight)
+        self.first, self.second = (prepared(part.weight, part.bias, packs=packs) for part in (mlp.fc1, mlp.fc2))
+        self.last = prepared(mlp.out_proj.weight, packs=packs)
         self.dtype = mlp.fc1.weight.dtype
         self.carry = router.router_states_scale.to(widened(self.dtype)) if router.layer_index > 0 else None
         self.biases = router.balancing_biases
@@ -218,24 +210,22 @@ class ServingRouter:
         return choice, probabilities.gather(-1, choice[:, None]), state
 
 
-def _pair_order(config: ModelConfig) -> Tensor:
+def _pair_order(config: ModelConfig, kind: str) -> Tensor:
     """Dims of a head with the two of each rotary pair side by side: 0, R/2, 1, R/2 + 1, .., then those that are not rotated.
 
     Queries and keys are reordered alike, so their products stay what they were.
     """
-    rotated = {int(config.head_dim * rope.partial_rotary_factor) for rope in config.rope_parameters.values()}
-    assert len(rotated) == 1, "layers of both kinds rotate as many dims"
-    (count,) = rotated
+    count = int(config.head_dim * config.rope_parameters[kind].partial_rotary_factor)
     pairs = torch.arange(count).view(2, -1).T.flatten()
     return torch.cat([pairs, torch.arange(count, config.head_dim)])
 
 
 def _means(config: ModelConfig, like: Tensor) -> Tensor:
-    """Twice the mean residuals of model.md A2.2 as a matrix [heads, heads]: q_i + k of its group; the mean of that over the group."""
+    """Twice the mean residuals of model.md A2.2 as a matrix [heads, heads]: q_i + k of its group; for k their mean."""
     groups, per_group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     group_of = torch.eye(groups).repeat_interleave(per_group, 0)  # [queries, groups]
-    queries = torch.cat([torch.eye(groups * per_group), group_of], 1)
-    return torch.cat([queries, group_of.T @ queries / per_group]).to(like)
+    queries = torch.cat([torch.eye(groups * per_group), group_of], 1).to(like)
+    return torch.cat([queries, group_of.T.to(like) @ queries / per_group])
 
 
 def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, order: Tensor) -> tuple[Tensor, Tensor]:

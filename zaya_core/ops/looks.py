@@ -6,11 +6,12 @@ cut from the one visibility rule, and costs nothing that grows with the history.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from zaya_core.layout import Keys, Layout, visible
+from zaya_core.layout import CLEAN, Keys, Layout, visible
 from zaya_core.ops.norm import widened
 
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -20,7 +21,8 @@ LONG = 256  # clean slots from which a prompt's chunk is looked at causally inst
 
 @dataclass(frozen=True)
 class Look:
-    """Some queries at some keys: all of them (`bias` None), all up to their own (`is_causal`), or through a bias [queries, keys].
+    """Some queries at some keys: all of them (`bias` None), all up to their own (`is_causal`), or through a bias
+    [1, 1, queries, keys].
 
     Queries may have several looks, one after another; the later ones `adds` to the softmax of the first.
     """
@@ -48,33 +50,35 @@ class Looks:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [1, T, H, N], k and v [1, G, slots, N] -> [1, T, H, N]; scale N^-1/2."""
-        q = q.transpose(1, 2).to(v.dtype)
+        return self.attend_heads(q.transpose(1, 2).to(v.dtype), k, v)
+
+    def attend_heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same for q [1, H, T, N] in the dtype of v."""
         outputs: list[tuple[Tensor, Tensor]] = []
         for part in self.parts:
-            bias = None if part.bias is None else part.bias.to(q.dtype)[None, None]
             looked = _attention(
-                q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys], 0.0, part.is_causal, attn_mask=bias
+                q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys], 0.0, part.is_causal, attn_mask=part.bias
             )
             outputs.append(_merged(outputs.pop(), looked) if part.adds else looked)
         out = outputs[0][0] if len(outputs) == 1 else torch.cat([out for out, _ in outputs], 2)
         return out.transpose(1, 2)
 
 
-def looks_of(step: Layout, length: int, window: int | None) -> Iterator[Look]:
-    """The looks of one row's slots (as `layout.step` made them) over `length` tokens of history and themselves.
+def looks_of(step: Layout, length: int, window: int | None, dtype: torch.dtype) -> Iterator[Look]:
+    """The looks of one row's slots (a `layout.template`) over `length` tokens of history and themselves.
 
-    In order of the queries. `keys` count from the row's begin; the step's slots stand right after its history.
+    In order of the queries, which have `dtype`. `keys` count from the row's begin; the step's slots stand right after its history.
     """
     slots, num_clean = step.position.shape[1], step.num_clean
     whole = slice(0, length + slots)
     if window is not None and length + slots > window:
-        yield _windowed(step, length, window)
+        yield _windowed(step, length, window, dtype)
     elif slots == 1:
         yield Look(slice(0, 1), whole)
     elif num_clean >= LONG:
         yield from _chunk(step, length)
     else:
-        yield Look(slice(0, slots), whole, _own_bias(step, length))
+        yield Look(slice(0, slots), whole, _own_bias(step, length, dtype))
 
 
 def _chunk(step: Layout, length: int) -> Iterator[Look]:
@@ -90,24 +94,30 @@ def _chunk(step: Layout, length: int) -> Iterator[Look]:
         yield Look(slice(num_clean, slots), slice(0, length + slots))
 
 
-def _own_bias(step: Layout, length: int) -> Tensor:
-    """[T, length + T]: nothing of the history is hidden."""
-    slots = step.position.shape[1]
-    sees = visible(step, Keys(step.position, step.block, step.document))[0]
-    bias = torch.zeros(slots, length + slots)
-    bias[:, length:].masked_fill_(~sees, HIDDEN)
+def _own_bias(step: Layout, length: int, dtype: torch.dtype) -> Tensor:
+    """[1, 1, T, length + T]: nothing of the history is hidden."""
+    hidden = _hidden_of(step)
+    bias = torch.zeros(1, 1, hidden.shape[0], length + hidden.shape[0], dtype=dtype)
+    bias[..., length:].masked_fill_(hidden, HIDDEN)
     return bias
 
 
-def _windowed(step: Layout, length: int, window: int) -> Look:
+@lru_cache(maxsize=1024)
+def _hidden_of(step: Layout) -> Tensor:
+    """[T, T] bool: which of a step's slots do not see each other."""
+    return ~visible(step, Keys(step.position, step.block, step.document))[0]
+
+
+def _windowed(step: Layout, length: int, window: int, dtype: torch.dtype) -> Look:
     """A layer that sees only the last `window` positions: keys before the first query's window are left out altogether."""
     slots = step.position.shape[1]
     begin = max(0, length - window + 1)
     query = replace(step, position=step.position + length, start=step.start + length)
     position = torch.cat([torch.arange(begin, length)[None], query.position], 1)
-    history = torch.full((1, length - begin), -1)  # clean
+    history = torch.full((1, length - begin), CLEAN)
     keys = Keys(position, torch.cat([history, step.block], 1), torch.zeros_like(position))
-    bias = torch.zeros(slots, length - begin + slots).masked_fill_(~visible(query, keys, window)[0], HIDDEN)
+    sees = visible(query, keys, window)[:, None]
+    bias = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, HIDDEN)
     return Look(slice(0, slots), slice(begin, length + slots), bias)
 
 

@@ -38,9 +38,9 @@ class Product:
         return F.gelu(self(x))
 
 
-def prepared(weight: Tensor, bias: Tensor | None = None) -> Product:
-    """Lay out a weight [O, I] for its device; the caller may drop it afterwards."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not has_fast_bfloat16():
+def prepared(weight: Tensor, bias: Tensor | None = None, *, packs: bool) -> Product:
+    """Lay out a weight [O, I]; where it is packed the caller may drop it afterwards."""
+    if not packs or weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not has_fast_bfloat16():
         return Product(weight, bias, is_packed=False)
     if weight.numel() <= SMALL:
         return Product(weight.float(), None if bias is None else bias.float(), is_packed=False)

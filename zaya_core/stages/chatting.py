@@ -19,7 +19,7 @@ from zaya_core.stages.prompts import Dresser, Prompt
 
 if TYPE_CHECKING:
     from zaya_core.engine.batch import Engine
-    from zaya_core.model.decoder import Zaya
+    from zaya_core.model.serving import ServingModel
     from zaya_core.stages.completing import Job
 
 PLAIN_STOPS = ("\nUser:",)
@@ -74,7 +74,7 @@ class Conversation:
     config: GenerateConfig
     opened: Opened
     dresser: Dresser
-    model: "Zaya"
+    model: "ServingModel"
     seed: int
     messages: list[dict[str, Any]] = field(default_factory=list)
     num_answers: int = 0

@@ -10,7 +10,7 @@ from zaya_core.stages.generate import GenerateConfig, Opened, drawn_seed
 from zaya_core.stages.prompts import Prompt
 
 if TYPE_CHECKING:
-    from zaya_core.model.decoder import Zaya
+    from zaya_core.model.serving import ServingModel
 
 
 def compared(config: GenerateConfig, opened: Opened, prompts: list[Prompt]) -> Iterator[Event]:
@@ -44,14 +44,14 @@ def compared(config: GenerateConfig, opened: Opened, prompts: list[Prompt]) -> I
         raise RunError(f"lossless is not ar on {len(real)} of {len(prompts)} prompts, the first of them index {real[0]}")
 
 
-def _judge(config: GenerateConfig, opened: Opened, model: "Zaya") -> "Zaya":
+def _judge(config: GenerateConfig, opened: Opened, model: "ServingModel") -> "ServingModel":
     """The network in at least float32."""
     import torch
 
     return model if model.dtype in (torch.float32, torch.float64) else opened.model(replace(config, dtype="float32"))
 
 
-def _described(found: Any, again: Any, judge: "Zaya", opened: Opened, *, num_prompt: int) -> dict[str, Any]:
+def _described(found: Any, again: Any, judge: "ServingModel", opened: Opened, *, num_prompt: int) -> dict[str, Any]:
     """A difference in words and numbers: where, what each way chose, both logits, and what float32 says of it."""
     from zaya_core.engine.check import TIE
 
@@ -69,9 +69,9 @@ def _described(found: Any, again: Any, judge: "Zaya", opened: Opened, *, num_pro
     }
 
 
-def _logprob_error(model: "Zaya", prompt_ids: list[int], opened: Opened, seed: int) -> float:
-    from zaya_core.engine.batch import Request
+def _logprob_error(model: "ServingModel", prompt_ids: list[int], opened: Opened, seed: int) -> float:
     from zaya_core.engine.chance import SeededChance
     from zaya_core.engine.check import logprob_error
+    from zaya_core.engine.request import Request
 
     return logprob_error(model, Request(prompt_ids, opened.how, SeededChance(seed)))

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from zaya_core.data.stream import TextStream
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.data.transcript import Transcript
-    from zaya_core.engine.batch import Engine, Request
-    from zaya_core.engine.decode import Committed, Decoding
-    from zaya_core.engine.draft import Final
+    from zaya_core.engine.batch import Engine
     from zaya_core.engine.report import Tally
+    from zaya_core.engine.request import Committed, Decoding, Final, Request
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Job:
 
     def request(self, tokenizer: "TextTokenizer") -> "Request":
         """As the engine takes it; where the assistant speaks, the tokens that end a turn end the text too."""
-        from zaya_core.engine.batch import Request
         from zaya_core.engine.chance import SeededChance
+        from zaya_core.engine.request import Request
 
         how = self.how
         if self.prompt.is_chat and how.end_ids:

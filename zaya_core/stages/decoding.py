@@ -9,7 +9,7 @@ from zaya_core.option import check_options, option
 
 if TYPE_CHECKING:
     from zaya_core.data.tokenizer import TextTokenizer
-    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.request import Decoding
     from zaya_core.io.checkpoint import Checkpoint
 
 AUTO_PROPOSALS = 3
@@ -51,7 +51,7 @@ class DecodingConfig:
 
 def decoding(config: DecodingConfig, checkpoint: "Checkpoint", tokenizer: "TextTokenizer") -> "Decoding":
     """The options as the engine takes them; a ConfigError where the checkpoint cannot do what they ask."""
-    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.request import Decoding
     from zaya_core.engine.draft import Proposals, Verifier
 
     tidar = checkpoint.config.tidar

@@ -15,9 +15,9 @@ from zaya_core.stages.prompts import Dresser, Prompt, PromptConfig, check_room, 
 
 if TYPE_CHECKING:
     from zaya_core.data.tokenizer import TextTokenizer
-    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.request import Decoding
     from zaya_core.io.checkpoint import Checkpoint
-    from zaya_core.model.decoder import Zaya
+    from zaya_core.model.serving import ServingModel
     from zaya_core.stages.completing import Job
 
 EXAMPLE = """
@@ -63,16 +63,16 @@ class Opened:
     tokenizer: "TextTokenizer"
     how: "Decoding"
 
-    def model(self, config: DecodingConfig) -> "Zaya":
+    def model(self, config: DecodingConfig) -> "ServingModel":
         """Its network on the device and in the dtype that the options name."""
-        from zaya_core.model.load import load_model
+        from zaya_core.model.load import load_serving
         from zaya_core.runtime import pick_device, pick_dtype
 
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, self.checkpoint.stored_dtype, device, num_elements=self.checkpoint.num_parameters)
-        return load_model(self.checkpoint, dtype=dtype, device=device)
+        return load_serving(self.checkpoint, dtype=dtype, device=device)
 
-    def described(self, config: DecodingConfig, model: "Zaya") -> Iterator[Event]:
+    def described(self, config: DecodingConfig, model: "ServingModel") -> Iterator[Event]:
         """What runs, and which of its options do nothing."""
         dtype = str(model.dtype).removeprefix("torch.")
         yield Note(f"{self.checkpoint.path.name}: {config.sampler}, {dtype} on {model.device}")
