@@ -117,11 +117,42 @@ def test_drafts_say_the_same_tokens_as_the_result(model, tmp_path):
     assert [token_id for token_id, _ in finals] == result["token_ids"]
     assert result["text"].startswith("".join(text for _, text in finals))
     assert len(steps) == 1 + result["stats"]["num_forwards"]
-    again = [event for event in run(GenerateConfig(replay=path))]
+    for before, step in zip(steps[:-1], steps[1:], strict=True):
+        judged = [token_id for token_id, _ in before.pre_drafted]
+        assert [token_id for token_id, _ in (*step.accepted, *step.rejected)][: len(judged)] == judged[
+            : len(step.accepted + step.rejected)
+        ]
+    again = list(run(GenerateConfig(replay=path)))
     assert json.dumps([vars(step) for step in again]) == json.dumps([vars(step) for step in steps])
     events = list(run(GenerateConfig(model=model, **options)))
     assert "".join(event.text for event in events if isinstance(event, Text)) == result["text"]
     assert not [event for event in events if isinstance(event, Drafts)]
+
+
+def test_the_experts_of_every_token_that_was_read(model, capsys):
+    """Prompt and text less the last token, an expert (or the skip expert, 4) a layer; the same however many are read at once."""
+    shared = (str(model), *SHARED, "-n", "15", "--temperature", "0", "--ignore-eos", "--return-experts")
+    (drafted,), (plain,) = (generate(capsys, *shared, "--sampler", sampler) for sampler in ("lossless", "ar"))
+    stats = drafted["stats"]
+    assert len(drafted["experts"]) == stats["num_prompt_tokens"] + 15 - 1
+    assert {len(row) for row in drafted["experts"]} == {TINY.num_hidden_layers}
+    assert {choice for row in drafted["experts"] for choice in row} <= set(range(TINY.num_experts + 1))
+    assert drafted["experts"] == plain["experts"]
+    (cut,) = generate(capsys, *shared, "--stop", drafted["text"][6:8])
+    count = len(cut["token_ids"])
+    assert cut["experts"] == drafted["experts"][: stats["num_prompt_tokens"] + max(0, count - 1)]
+
+
+@pytest.mark.parametrize("law", [("--repetition-penalty", "3"), ("--min-p", "0.9"), ("--top-k", "1"), ("--top-p", "0.01")])
+def test_what_changes_the_law_changes_the_text_and_keeps_it_exact(model, capsys, law):
+    """Near greedy by min-p, top-k and top-p at a high temperature; with a penalty greedy lossless is greedy ar."""
+    shared = (str(model), "-p", "x = 1\n" * 3, "-n", "25", "--ignore-eos", "--dtype", "float64", "--seed", "1")
+    temperature = ("--temperature", "0" if "penalty" in law[0] else "3")
+    (drafted,), (plain,) = (generate(capsys, *shared, *temperature, *law, "--sampler", sampler) for sampler in ("lossless", "ar"))
+    (without,) = generate(capsys, *shared, *temperature)
+    assert without["token_ids"] != drafted["token_ids"]
+    if law[0] != "--min-p":  # which leaves two likely tokens to chance
+        assert drafted["token_ids"] == plain["token_ids"]
 
 
 EXCLUDED = {

@@ -51,8 +51,8 @@ class DecodingConfig:
 
 def decoding(config: DecodingConfig, checkpoint: "Checkpoint", tokenizer: "TextTokenizer") -> "Decoding":
     """The options as the engine takes them; a ConfigError where the checkpoint cannot do what they ask."""
-    from zaya_core.engine.request import Decoding
     from zaya_core.engine.draft import Proposals, Verifier
+    from zaya_core.engine.request import Decoding
 
     tidar = checkpoint.config.tidar
     forbidden = set(range(checkpoint.config.vocab_size)) - tokenizer.known_ids
