@@ -169,12 +169,12 @@ class Conversation:
         return Prompt(transcript(messages, self.dresser.config.system_prompt), "--chat", self.config.raw)
 
     def _engine(self, job: "Job") -> "Engine":
-        """One that has room for the job; a larger one replaces it as the conversation grows."""
+        """One that has room for the job and what was read before; a larger one replaces it as the conversation grows."""
         from zaya_core.engine.batch import Engine
 
         request = job.request(self.opened.tokenizer)
         if self.engine is None or not self.engine.has_room(request):
-            self.engine = Engine(self.model, num_slots=2 * request.num_slots, max_rows=1)
+            self.engine = Engine(self.model, num_slots=2 * request.num_slots, max_rows=1, keep_prefixes=1)
         return self.engine
 
 

@@ -4,7 +4,7 @@ Invariant: a completion's result depends on its job alone. It knows neither wher
 """
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,20 @@ def complete(engine: "Engine", jobs: Iterable[Job], tokenizer: "TextTokenizer", 
     finally:
         for ticket in running:
             engine.cancel(ticket)
+
+
+def in_order(events: Iterable[Event]) -> Iterator[Event]:
+    """The same events, but each Result waits for those of lower index."""
+    held: dict[int, Result] = {}
+    turn = 0
+    for event in events:
+        if isinstance(event, Result):
+            held[event.values["index"]] = event
+        else:
+            yield event
+        while turn in held:
+            yield held.pop(turn)
+            turn += 1
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaya_core.assets import BUNDLED
 from zaya_core.errors import ConfigError
 from zaya_core.events import Drafts, Event, Note, Text
-from zaya_core.option import option
+from zaya_core.option import flag_name, option
 from zaya_core.stages.decoding import DecodingConfig, decoding, idle_flags
 from zaya_core.stages.prompts import Dresser, Prompt, PromptConfig, check_room, read_all
 
@@ -25,6 +25,14 @@ zaya generate --prompt "def main():" --sampler mix --block 16
 zaya generate --input prompts.jsonl --output out.jsonl --n 8 --batch-size 32
 zaya generate --chat --sampler lossless
 """
+
+
+EXCLUDES = {
+    "output": ("chat", "replay", "check_lossless", "show_drafts", "trace"),
+    "chat": ("check_lossless", "trace", "n", "batch_size"),
+    "check_lossless": ("replay", "show_drafts", "trace", "n", "batch_size"),
+    "replay": ("trace", "n", "batch_size"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,11 @@ class GenerateConfig(DecodingConfig, PromptConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_one_source("chat", "replay")
-        for name in ("chat", "replay", "check_lossless", "show_drafts", "trace"):
-            if self.output is not None and getattr(self, name):
-                raise ConfigError(f"--output and --{name.replace('_', '-')} exclude each other")
+        given = {item.name for item in fields(self) if getattr(self, item.name) != item.default}
+        for name, others in EXCLUDES.items():
+            for other in others:
+                if {name, other} <= given:
+                    raise ConfigError(f"{flag_name(name)} and {flag_name(other)} exclude each other")
         if self.show_drafts and self.batch_size > 1:
             raise ConfigError(f"--batch-size is {self.batch_size}, expected 1 with --show-drafts: one text is shown at a time")
         if self.overwrite and self.output is None:
@@ -142,7 +152,7 @@ def engine_slots(config: GenerateConfig, opened: Opened, sizes: list[int]) -> in
 def _shown(config: GenerateConfig, opened: Opened, prompts: list[Prompt], sizes: list[int]) -> Iterator[Event]:
     """Everything as events, in the order of the input."""
     from zaya_core.engine.batch import Engine
-    from zaya_core.stages.completing import Shown, complete
+    from zaya_core.stages.completing import Shown, complete, in_order
     from zaya_core.stages.tracing import traced
 
     model, seed, total = opened.model(config), drawn_seed(config), len(prompts) * config.n
@@ -151,7 +161,7 @@ def _shown(config: GenerateConfig, opened: Opened, prompts: list[Prompt], sizes:
     engine = Engine(model, num_slots=engine_slots(config, opened, sizes), max_rows=rows)
     shown = Shown.of(config, drafts=config.show_drafts or config.trace is not None, batch_size=rows)
     jobs = (job_of(config, opened, prompts, index=index, seed=seed) for index in range(total))
-    events = complete(engine, jobs, opened.tokenizer, shown=shown)
+    events = in_order(complete(engine, jobs, opened.tokenizer, shown=shown))
     unwanted = Text if config.show_drafts else Drafts  # both say the same tokens
     for event in traced(config.trace, events) if config.trace else events:
         if not isinstance(event, unwanted):

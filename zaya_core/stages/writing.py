@@ -102,7 +102,7 @@ def _make(
             if isinstance(event, Result):
                 file.write(event.values)
                 made.add(event.values["stats"])
-                yield Progress("completions", made.num_completions, len(indices), "completions")
+                yield Progress("generating", file.num_done, file.total, "completions")
             if flag.is_set:
                 flag.stop(f"stopped after {file.num_done} of {file.total} completions; rerun the same command to go on")
     made.seconds = time.perf_counter() - began
