@@ -81,6 +81,16 @@ def test_a_run_that_is_closed_takes_its_requests_back(model):
     assert engine.num_rows == 0
 
 
+def test_a_run_that_is_closed_where_several_end_at_once(model):
+    opened = open_checkpoint(GenerateConfig(model=model, max_new_tokens=3, ignore_eos=True, sampler="ar"))
+    engine = Engine(opened.model(GenerateConfig()), num_slots=200, max_rows=3)
+    jobs = [Job(index, Prompt("x", ""), index, opened.how) for index in range(3)]
+    events = complete(engine, jobs, opened.tokenizer, shown=Shown("ar"))
+    assert any(isinstance(event, Result) for event in events)
+    events.close()
+    assert engine.num_rows == 0
+
+
 def test_many_on_stdout_do_not_mix(model, capsys):
     shared = (str(model), *SHARED, "-n", "15", "--ignore-eos", "--n", "3")
     apart = generate(capsys, *shared)

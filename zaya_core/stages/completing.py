@@ -75,14 +75,15 @@ def complete(engine: "Engine", jobs: Iterable[Job], tokenizer: "TextTokenizer", 
                 running[engine.add(waiting[1])] = Completion.of(*waiting, tokenizer)
                 waiting = next(requests, None)
             assert running, "the engine has no room for a single request"
+            grown = []
             for ticket, committed in engine.step().items():
                 completion = running[ticket]
-                text = completion.take(committed)
-                if committed.finish_reason is not None:
+                grown.append((completion, committed, completion.take(committed)))
+                if completion.is_over:
                     del running[ticket]
-                elif completion.is_over:  # a stop string, which the engine does not know of
-                    engine.cancel(ticket)
-                    del running[ticket]
+                    if committed.finish_reason is None:  # a stop string, which the engine does not know of
+                        engine.cancel(ticket)
+            for completion, committed, text in grown:
                 yield Text(text, completion.job.index)
                 if shown.drafts:
                     yield completion.drafts(committed, time.perf_counter() - began)
