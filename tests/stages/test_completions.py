@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -13,7 +14,7 @@ from zaya_core.config import Tidar
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.engine.batch import Engine
 from zaya_core.events import Drafts, Result, Text
-from zaya_core.io.checkpoint import CERTIFICATE
+from zaya_core.io.checkpoint import CERTIFICATE, GENERATION
 from zaya_core.stages.completing import Job, Shown, complete
 from zaya_core.stages.generate import GenerateConfig, open_checkpoint, run
 from zaya_core.stages.prompts import Prompt
@@ -53,6 +54,22 @@ def test_a_stop_string_ends_text_ids_counts_and_logprobs(model, capsys, sampler)
         assert sum(n * c for n, c in enumerate(stats["acceptance_histogram"], 1)) == max(0, count - 1)
         if sampler == "ar" and count > 1:
             assert stats["tokens_per_forward"] == 1.0
+
+
+def test_an_end_token_is_among_the_ids_and_not_in_the_text(model, capsys, tmp_path):
+    """Inside a block too: an ordinary token is made the end."""
+    path = tmp_path / "ending"
+    copytree(model, path)
+    shared = (str(path), *SHARED, "-n", "40", "--sampler", "mix", "--mix-weight", "0", "--logprobs")
+    (whole,) = generate(capsys, *shared, "--ignore-eos")
+    end = whole["token_ids"][9]
+    count = whole["token_ids"].index(end) + 1
+    (path / GENERATION).write_text(json.dumps({"eos_token_id": [end]}))
+    (cut,) = generate(capsys, *shared)
+    assert cut["token_ids"] == whole["token_ids"][:count]
+    assert cut["text"] == TextTokenizer(model).decode(cut["token_ids"][:-1])
+    assert cut["finish_reason"] == "stop"
+    assert cut["stats"]["num_tokens"] == count == len(cut["logprobs"])
 
 
 def test_a_stop_string_frees_the_engines_row(model):
