@@ -96,6 +96,8 @@ def test_a_bad_row_says_where(checkpoint, tmp_path, name):
 def test_what_has_no_place_is_refused(checkpoint, tmp_path):
     with pytest.raises(ZayaError, match="--system-prompt has no place before a plain text"):
         prompts(checkpoint, prompt="x", system_prompt="y")
+    with pytest.raises(ZayaError, match="holds no prompt"):
+        prompts(checkpoint, input=rows(tmp_path))
     with pytest.raises(ZayaError, match=r"rows.jsonl:1: \"messages\" cannot be taken as they are"):
         prompts(checkpoint, input=rows(tmp_path, {"messages": HI}), raw=True)
 

@@ -106,7 +106,10 @@ def read_all(dresser: Dresser) -> list[Prompt]:
     """The prompts that the config names, in order."""
     config = dresser.config
     if config.input is not None:
-        return list(_rows(config.input, dresser))
+        prompts = list(_rows(config.input, dresser))
+        if not prompts:
+            raise DataError(f"--input {config.input} holds no prompt")
+        return prompts
     if config.prompt is not None:
         return [dresser.text(config.prompt, "--prompt")]
     source = f"--prompt-file {config.prompt_file}" if config.prompt_file else "stdin"
