@@ -25,7 +25,7 @@ SomeToken = TypeVar("SomeToken", bound=Token)
 
 
 class Transcript(Generic[SomeToken]):
-    """One completion as it grows: `text` is certain and may be shown, `tokens` are its tokens, `finish_reason` says that it is over.
+    """One completion as it grows: `text` is certain and may be shown, `tokens` are its own, `finish_reason` says that it is over.
 
     An end token stays among the tokens and has no text. A stop string is cut from both: the tokens end with the last one whose
     characters all lie before it, so that where it begins inside a token the text reaches a little further than the tokens.
