@@ -89,6 +89,9 @@ class Gate:
         except Refusal as refusal:
             if not status:
                 await refusal.response()(scope, receive, counted)
+        except asyncio.CancelledError:  # the time to drain has passed
+            if not status:
+                await Refusal(503, "the server stops").response()(scope, receive, counted)
         except Exception as error:  # our fault; its words may hold the client's, so they stay here
             self.complain(f"{scope['path'] if scope['path'] in self.paths else 'a request'} failed: {_described(error)}")
             if not status:

@@ -44,19 +44,14 @@ class Reply:
         """Exact counts, and ours: forwards after the prefills, and how many tokens each of them gave."""
         num_prompt = sum(len(prompt) for prompt in self.assignment.prompts)
         counts = [len(writing.transcript.tokens) for writing in self.writings]
-        num_forwards = sum(writing.tally.num_forwards for writing in self.writings)
-        num_after_first = sum(max(0, count - 1) for count in counts)
-        histogram: dict[int, int] = {}
-        for writing in self.writings:
-            for count, times in writing.tally.histogram.items():
-                histogram[count] = histogram.get(count, 0) + times
+        later = [count for writing in self.writings for count in writing.tally.counts[1:]]
         length = max((writing.order.request.how.verify_length for writing in self.writings), default=1)
         extension = {
             "sampler": self.assignment.sampler,
             "seed": self.assignment.seed,
-            "num_forwards": num_forwards,
-            "tokens_per_forward": num_after_first / num_forwards if num_forwards else None,
-            "acceptance_histogram": [histogram.get(count, 0) for count in range(1, length + 1)],
+            "num_forwards": len(later),
+            "tokens_per_forward": sum(later) / len(later) if later else None,
+            "acceptance_histogram": [later.count(number) for number in range(1, length + 1)],
         }
         return {
             "prompt_tokens": num_prompt,

@@ -5,7 +5,7 @@ Invariant: what a piece tells is final; only its `draft` is provisional. It does
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from zaya_core.data.transcript import Transcript
 from zaya_core.engine.report import Tally
@@ -55,7 +55,8 @@ class Writing:
         before = len(self.transcript.tokens)
         text = self.transcript.push(committed.finals, committed.finish_reason)
         kept = max(0, len(self.transcript.tokens) - before)
-        self.tally.add(replace(committed, finals=committed.finals[:kept]))
+        self.tally.add(committed)
+        self.tally.trim(len(self.transcript.tokens))
         tokens = tuple(self.transcript.tokens[self._num_sent : self.transcript.num_certain])
         self._num_sent += len(tokens)
         self.last_at = time.monotonic()
