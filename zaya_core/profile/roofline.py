@@ -49,3 +49,8 @@ def attention_intensity(config: ModelConfig, width: int) -> float:
 def free_slots(device: Device, intensity: float) -> float:
     """Query slots until attention over the history is bound by arithmetic."""
     return device.ridge / intensity
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Rounded for a table: what is past the digits is not known."""
+    return float(f"{value:.{digits}g}")
