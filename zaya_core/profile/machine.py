@@ -12,7 +12,7 @@ from zaya_core.devices import Device
 from zaya_core.runtime import available_memory_bytes
 
 ROUNDS = 5
-COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}  # past any cache
+COPY_BYTES = {"cpu": 2**29, "cuda": 2**30}  # past any cache
 SIDE = {"cpu": 1024, "cuda": 8192}
 SMALL_OPERATIONS = 200
 
