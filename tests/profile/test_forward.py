@@ -13,7 +13,7 @@ from zaya_core.model.load import meta_model
 from zaya_core.presets import PRESETS
 from zaya_core.profile.forward import Step, ar_step, cost_of, kv_bytes, state_bytes, tidar_step, weight_bytes, weights_of
 from zaya_core.profile.roofline import Pace, attention_intensity, free_slots, seconds_of, total
-from zaya_core.profile.routing import Routing, fitted_correlation
+from zaya_core.profile.routing import Routing, Seen, fitted
 from zaya_core.profile.variants import variant_table
 from zaya_core.train.plan import sizes_of
 
@@ -67,10 +67,18 @@ def test_union_is_the_mean_of_random_draws():
 
 def test_correlation_makes_fewer_choices_and_is_found_again():
     assert Routing(1.0).distinct(16, 64) == pytest.approx(1)
-    seen = [(slots, Routing(0.37).distinct(8, slots)) for slots in (4, 16, 64)]
-    assert fitted_correlation(8, seen, ()) == 0.37
+    truth = Routing(0.35, 0.9)
+    seen = [Seen(clean, masks, truth.distinct(8, clean, masks)) for clean, masks in ((1, 0), (8, 0), (8, 8), (8, 64))]
+    assert fitted(8, seen) == truth
     uneven = ((0.5, 0.25, 0.125, 0.125),)
     assert Routing(loads=uneven).distinct(4, 8) < Routing().distinct(4, 8)
+
+
+def test_an_engine_that_loops_launches_more():
+    step = tidar_step(8, 64, clean=16, proposals=1, block_length=16)
+    fused, loops = (total(cost_of(BIG, step, routing=Routing(), width=2, loops=loops)) for loops in (False, True))
+    assert loops.kernels > 2 * fused.kernels
+    assert (loops.bytes, loops.flops) == (fused.bytes, fused.flops)
 
 
 def test_bytes_at_batch_1_are_those_of_the_design():

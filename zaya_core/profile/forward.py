@@ -5,7 +5,7 @@ K/V of the history, the state of CCA, what a fused implementation writes and rea
 knows no device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zaya_core.config import ModelConfig
 from zaya_core.profile.routing import Routing
@@ -17,13 +17,14 @@ HEAD_KERNELS = 4  # norm, product, law, draw
 
 @dataclass(frozen=True)
 class Step:
-    """A forward of `rows` sequences with `context` tokens of history each: `slots` and rows of logits of each sequence."""
+    """A forward of `rows` sequences with `context` tokens of history each: slots, `masks` among them, and rows of logits of each."""
 
     rows: int
     context: int
     slots: float
     logit_rows: float
     head_reads: int = 1
+    masks: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def tidar_step(rows: int, context: int, *, clean: float, proposals: float, block
         slots=clean + proposals * block_length,
         logit_rows=clean + (block_length - 1) * drafts,
         head_reads=1 + drafts,
+        masks=proposals * block_length,
     )
 
 
@@ -91,12 +93,16 @@ def state_bytes(config: ModelConfig, width: int) -> float:
     return config.num_hidden_layers * width * (2 * config.conv_channels + config.value_half)
 
 
-def cost_of(config: ModelConfig, step: Step, *, routing: Routing, width: int) -> dict[str, Cost]:
-    """Parts of one forward; `width` is bytes of an element of weights, activations and K/V."""
+def cost_of(config: ModelConfig, step: Step, *, routing: Routing, width: int, loops: bool = False) -> dict[str, Cost]:
+    """Parts of one forward; `width` is bytes of an element of weights, activations and K/V.
+
+    An engine that `loops` launches attention for each sequence and two products for each expert that is hit, as ours does on a CPU.
+    """
     weights, layers, slots = weights_of(config), config.num_hidden_layers, step.rows * step.slots
     d, f, c = config.hidden_size, config.moe_intermediate_size, config.conv_channels
     queries, values = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    union = routing.distinct(config.num_experts, slots)
+    masks = step.rows * step.masks
+    union = routing.distinct(config.num_experts, slots - masks, masks)
     projected = width * slots * (2 * d + 2 * c + 2 * queries + values)
     per_layer = {
         "projections": (width * weights.attention + projected, 2 * weights.attention * slots),
@@ -105,8 +111,9 @@ def cost_of(config: ModelConfig, step: Step, *, routing: Routing, width: int) ->
         # Two merges: the float32 stream read and written, a layer's output read, a normed copy written.
         "between": (width * weights.scales + slots * d * (16 + 4 * width), 20 * d * slots),
     }
-    parts = {name: Cost(layers * moved, layers * flops, layers * LAYER_KERNELS[name]) for name, (moved, flops) in per_layer.items()}
-    parts["attention"] = _attention(config, step, width)
+    kernels = LAYER_KERNELS | ({"attention": 1 + 2 * step.rows, "experts": 2 + 2 * union} if loops else {})
+    parts = {name: Cost(layers * moved, layers * flops, layers * kernels[name]) for name, (moved, flops) in per_layer.items()}
+    parts["attention"] = replace(_attention(config, step, width), kernels=layers * kernels["attention"])
     logits = step.rows * step.logit_rows
     parts["head"] = Cost(
         width * (step.head_reads * weights.head + slots * d) + LOGIT_BYTES * logits * config.vocab_size,
@@ -126,4 +133,4 @@ def _attention(config: ModelConfig, step: Step, width: int) -> Cost:
         moved += slot * (seen + 2 * step.slots) + 2 * queries * width * step.slots
         flops += 4 * queries * step.slots * (seen + step.slots)
     moved = step.rows * (moved + 2 * state_bytes(config, width))
-    return Cost(moved, step.rows * flops, config.num_hidden_layers * LAYER_KERNELS["attention"])
+    return Cost(moved, step.rows * flops)

@@ -37,6 +37,7 @@ class Scene:
     width: int
     routing: Routing
     acceptance: Acceptance
+    loops: bool = False
 
     @property
     def block_length(self) -> int:
@@ -50,7 +51,7 @@ class Scene:
 
     def parts(self, step: Step) -> dict[str, Cost]:
         """The step's cost, part by part."""
-        return cost_of(self.config, step, routing=self.routing, width=self.width)
+        return cost_of(self.config, step, routing=self.routing, width=self.width, loops=self.loops)
 
     def seconds(self, step: Step) -> float:
         """Of one forward."""
