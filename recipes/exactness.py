@@ -13,8 +13,9 @@ from zaya_core.assets import BUNDLED
 from zaya_core.data.sources import standard_library
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.engine.chance import SeededChance
-from zaya_core.engine.decode import Decoding, decode
+from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Proposals
+from zaya_core.engine.request import Decoding
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.layout import causal
 from zaya_core.model import Zaya

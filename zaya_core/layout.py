@@ -8,7 +8,9 @@ Time shifts go through `prev`: an index into [two history slots | slots of this 
 predecessor of a slot is not the slot to its left. `NO_HISTORY` points at the newer history slot, which is zeros without a cache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ CLEAN = -1
 FAR = torch.iinfo(torch.int64).max  # position of a slot that nobody may see
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Per-slot integers, each [B, T] int64; the first `num_clean` slots of every row are clean, in order."""
 
@@ -29,6 +31,12 @@ class Layout:
     document: Tensor
     prev: Tensor  # predecessor, index into [HISTORY | slots]
     num_clean: int
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same slots on another device."""
+        return Layout(
+            **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_clean"}, num_clean=self.num_clean
+        )
 
     def slots_of(self, queries: slice) -> "Layout":
         """Some of the slots, as queries only: `prev` still indexes the whole forward."""
@@ -88,6 +96,28 @@ def step(offset: Tensor, num_clean: int, levels: tuple[int, ...], block_length: 
         prev=prev.expand(rows, -1),
         num_clean=num_clean,
     )
+
+
+@lru_cache(maxsize=4096)
+def template(num_clean: int, levels: tuple[int, ...] = (), block_length: int = 0) -> Layout:
+    """A decode step of one row without history [1, T], made once: every step of its shape is this one, shifted."""
+    return step(torch.zeros(1, dtype=torch.int64), num_clean, levels, block_length)
+
+
+def side_by_side(steps: Sequence[Layout], lengths: Sequence[int]) -> Layout:
+    """Steps of several rows, each a `template` [1, T_i], after `lengths` tokens of history, laid end to end [1, T].
+
+    Each is a document, numbered in order; `prev` indexes [HISTORY slots of each | slots]. Clean slots come first in each step only,
+    so `num_clean` is 0.
+    """
+    sizes = torch.tensor([step.position.shape[1] for step in steps])
+    number = torch.arange(len(steps)).repeat_interleave(sizes)
+    length, begin = torch.tensor(lengths)[number], (sizes.cumsum(0) - sizes)[number]
+    joined = {name: torch.cat([getattr(step, name)[0] for step in steps]) for name in ("position", "start", "block", "prev")}
+    before = joined["prev"]
+    prev = torch.where(before < HISTORY, before + number * HISTORY, before + begin + (len(steps) - 1) * HISTORY)
+    parts = (joined["position"] + length, joined["start"] + length, joined["block"], number, prev)
+    return Layout(*(part[None] for part in parts), num_clean=0)
 
 
 def packed(document: Tensor, position: Tensor) -> Layout:

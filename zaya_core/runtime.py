@@ -1,5 +1,6 @@
 """Where and how things run: device, dtype, peak memory. The one place that raises DeviceError."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -10,6 +11,7 @@ import torch
 
 from zaya_core.errors import ConfigError, DeviceError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -47,6 +49,19 @@ def available_memory_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def keep_freed_pages() -> None:
+    """Let glibc's malloc keep what a step frees for the next one: the kernel clears fresh pages, at the speed of a slow product.
+
+    Measured: a step of the mini preset takes up to a third less time. Does nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 2**30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def has_fast_bfloat16() -> bool:

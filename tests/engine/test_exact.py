@@ -12,9 +12,11 @@ import torch
 
 from tests.models import TINY, random_model
 from zaya_core.config import Tidar
-from zaya_core.engine.decode import Decoding, decode
+from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Draft, Proposals, Verifier
+from zaya_core.engine.request import Decoding
 from zaya_core.layout import causal
+from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
 
 SMALL = TINY.with_changes(num_hidden_layers=1, hidden_size=16, head_dim=4, moe_intermediate_size=8, router_hidden_size=8)
@@ -65,15 +67,20 @@ def next_path(branches) -> list[int] | None:
 
 
 def ar_law(model, prompt, how) -> dict[tuple[int, ...], float]:
-    """Products of AR rows, from whole forwards without a cache."""
+    """Products of AR rows, from whole forwards without a cache; each row penalises and constrains what its own prefix says."""
     law, forbidden = {}, torch.tensor(how.forbidden, dtype=torch.int64)
     allowed = [index for index in range(model.config.vocab_size) if index not in how.forbidden]
     with torch.no_grad():
         for ids in itertools.product(allowed, repeat=how.max_new_tokens):
             row = torch.tensor([prompt + list(ids)])
             hidden = model(row, causal(torch.zeros(1, dtype=torch.int64), row.shape[1]))[0, len(prompt) - 1 : -1]
-            rows = how.sampler.law(model.logits(hidden), forbidden)
-            law[ids] = float(rows[range(len(ids)), list(ids)].prod())
+            law[ids] = 1.0
+            for place, logits in enumerate(model.logits(hidden)):
+                may_come = how.constraint.allowed(ids[:place]) if how.constraint else None
+                logits = logits if may_come is None else logits.masked_fill(~may_come, float("-inf"))
+                seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
+                seen[0, prompt + list(ids[:place])] = True
+                law[ids] *= float(how.sampler.law(logits[None], forbidden, seen)[0, ids[place]])
     return law
 
 
@@ -89,6 +96,21 @@ class Fixed:
 
     def levels(self, draft: Draft, block_length: int) -> tuple[int, ...]:
         return tuple(level for level in self.wanted if level <= len(draft))
+
+
+class NoTwice:
+    """A grammar: no token follows itself, and 1 comes only after 0."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def allowed(self, new_ids) -> torch.Tensor | None:
+        may_come = torch.ones(self.vocab_size, dtype=torch.bool)
+        if not new_ids:
+            return None
+        may_come[new_ids[-1]] = False
+        may_come[1] = new_ids[-1] == 0
+        return may_come
 
 
 def tiny(vocab_size: int, block: int, seed: int = 0):
@@ -119,6 +141,10 @@ CASES = {
     "block 4, two levels by the draft's own odds": (3, 4, 5, Proposals(2), {}),
     "block 4, verifying 2": (3, 4, 6, Proposals(None), {"verify_length": 2}),
     "top-k and top-p": (5, 2, 4, Proposals(None), {"sampler": Sampler(4.0, top_k=3, top_p=0.95)}),
+    "min-p": (5, 2, 3, Proposals(None), {"sampler": Sampler(6.0, min_p=0.3)}),
+    "repetition penalty": (4, 3, 4, Proposals(2), {"sampler": Sampler(2.5, repetition_penalty=1.8)}),
+    "drafts of another temperature": (4, 3, 4, Proposals(1), {"draft_temperature": 0.8}),
+    "a grammar": (5, 3, 4, Proposals(2), {"constraint": NoTwice(5)}),
 }
 
 
@@ -128,6 +154,13 @@ def test_lossless_law_is_the_ar_law(name):
     model, prompt = tiny(vocab_size, block), [0, 1, 0]
     how = decoding(block, tokens, vocab_size, proposals, **changes)
     assert total_variation(enumerate_law(model, prompt, how), ar_law(model, prompt, how)) < 1e-9
+
+
+def test_the_network_laid_out_for_serving_keeps_the_law():
+    model, prompt = tiny(4, 3), [0, 1, 0]
+    how = decoding(3, 4, 4, Proposals(2))
+    expected = ar_law(model, prompt, how)
+    assert total_variation(enumerate_law(ServingModel(tiny(4, 3)), prompt, how), expected) < 1e-9
 
 
 @pytest.mark.slow

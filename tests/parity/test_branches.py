@@ -1,20 +1,43 @@
-"""A step's branches are separate sequences; a training row's blocks are the step's; any accepted prefix leaves the right cache."""
+"""A step's branches are separate sequences; a training row's blocks are the step's; any accepted prefix leaves the right history.
+
+All of it for the plain network and for its form for serving, over one pool.
+"""
 
 import pytest
 import torch
 
-from tests.models import BIASED, MANY_HEADS, ONE_GROUP, SLIDING, TINY, random_ids, random_model
+from tests.models import BIASED, MANY_HEADS, ONE_GROUP, SLIDING, TINY, UNTIED, random_ids, random_model
+from tests.sequences import Sequence
 from zaya_core.config import Tidar
-from zaya_core.layout import causal, packed, step, training_row
+from zaya_core.layout import causal, packed, template, training_row
 from zaya_core.model import Zaya
+from zaya_core.model.serving import ServingModel
+from zaya_core.ops.attention import sights
 
 MASK, BLOCK = 4, 4
-CONFIGS = {"plain": TINY, "sliding": SLIDING, "bias": BIASED, "one_group": ONE_GROUP, "many_heads": MANY_HEADS}
+CONFIGS = {
+    "plain": TINY,
+    "sliding": SLIDING,
+    "bias": BIASED,
+    "one_group": ONE_GROUP,
+    "many_heads": MANY_HEADS,
+    "skips_through": UNTIED.with_changes(skip_expert_output="identity"),
+}
 
 
 @pytest.fixture(params=CONFIGS)
-def model(request) -> Zaya:
-    return random_model(CONFIGS[request.param].with_changes(tidar=Tidar(BLOCK, MASK)), dtype=torch.float64)
+def config(request):
+    return CONFIGS[request.param].with_changes(tidar=Tidar(BLOCK, MASK))
+
+
+@pytest.fixture
+def model(config) -> Zaya:
+    return random_model(config, dtype=torch.float64)
+
+
+@pytest.fixture(params=["as it is", "for serving"])
+def network(request, model, config):
+    return model if request.param == "as it is" else ServingModel(random_model(config, dtype=torch.float64))
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -25,14 +48,6 @@ def zeros(rows: int) -> torch.Tensor:
     return torch.zeros(rows, dtype=torch.int64)
 
 
-def prefilled(model: Zaya, ids: torch.Tensor):
-    cache = model.new_cache(ids.shape[0])
-    if ids.shape[1]:
-        model(ids, causal(cache.lengths, ids.shape[1]), cache)
-        cache.commit(ids.shape[1])
-    return cache
-
-
 def masked(rows: int, count: int) -> torch.Tensor:
     return torch.full((rows, count), MASK)
 
@@ -40,11 +55,10 @@ def masked(rows: int, count: int) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", [0, 1, 2, 7])
 @pytest.mark.parametrize("levels", [(1, 2, 3, 4), (1,), (2, 4), (3,), ()])
-def test_branches_equal_separate_sequences(model, prefix, levels):
+def test_branches_equal_separate_sequences(model, network, prefix, levels):
     ids, draft = random_ids(model.config, 1, prefix), random_ids(model.config, 1, 4, seed=9)
-    cache = prefilled(model, ids)
     slots = torch.cat([draft, masked(1, BLOCK * len(levels))], 1)
-    hidden = model(slots, step(cache.lengths, 4, levels, BLOCK), cache)
+    hidden = Sequence(network, ids).step(slots, 4, levels, BLOCK)
 
     row = torch.cat([ids, draft], 1)
     whole = model(row, causal(zeros(1), row.shape[1]))
@@ -57,15 +71,14 @@ def test_branches_equal_separate_sequences(model, prefix, levels):
 
 
 @torch.no_grad()
-def test_blocks_read_nothing_but_their_prefix(model):
+def test_blocks_read_nothing_but_their_prefix(network):
     """Later draft tokens and other blocks may change; a block's output may not."""
-    ids = random_ids(model.config, 1, 5)
-    one, other = random_ids(model.config, 1, 4, seed=1), random_ids(model.config, 1, 4, seed=2)
+    ids = random_ids(network.config, 1, 5)
+    one, other = random_ids(network.config, 1, 4, seed=1), random_ids(network.config, 1, 4, seed=2)
     other[:, :2] = one[:, :2]
     blocks = []
     for draft in (one, other):
-        cache = prefilled(model, ids)
-        hidden = model(torch.cat([draft, masked(1, 2 * BLOCK)], 1), step(cache.lengths, 4, (2, 4), BLOCK), cache)
+        hidden = Sequence(network, ids).step(torch.cat([draft, masked(1, 2 * BLOCK)], 1), 4, (2, 4), BLOCK)
         blocks.append(hidden[:, 4:])
     assert close(blocks[0][:, :BLOCK], blocks[1][:, :BLOCK])
     assert not close(blocks[0][:, BLOCK:], blocks[1][:, BLOCK:])
@@ -88,8 +101,7 @@ def test_training_row_equals_decode_steps(model, first):
         begin, end = int(slots[0]), 11 if slots[0] < 11 else 18
         assert slots.tolist() == [s if s < end else -1 for s in range(begin, begin + BLOCK)]
         prefix = ids[:, (0 if begin < 11 else 11) : begin]
-        cache = prefilled(model, prefix[:, :-1])
-        alone = model(torch.cat([prefix[:, -1:], masked(1, BLOCK)], 1), step(cache.lengths, 1, (1,), BLOCK), cache)
+        alone = Sequence(model, prefix[:, :-1]).step(torch.cat([prefix[:, -1:], masked(1, BLOCK)], 1), 1, (1,), BLOCK)
         assert close(hidden[:, 18 + index * BLOCK :][:, :BLOCK], alone[:, 1:]), f"block at slot {begin}"
         checked += 1
     assert checked == len(range(first, 11, BLOCK)) + len(range(first, 7, BLOCK))
@@ -106,36 +118,66 @@ def test_documents_do_not_see_each_other(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("accepted", [1, 2, 3, 4])
-def test_cache_after_accepting_equals_a_fresh_prefill(model, accepted):
+def test_history_after_accepting_equals_a_fresh_prefill(network, accepted):
     """Rejected tokens and masks leave no trace: the next forward is that of a prefill of the accepted tokens."""
-    ids, draft = random_ids(model.config, 1, 6), random_ids(model.config, 1, 4, seed=3)
-    cache = prefilled(model, ids)
+    ids, draft = random_ids(network.config, 1, 6), random_ids(network.config, 1, 4, seed=3)
+    sequence = Sequence(network, ids)
     for _ in range(3):
-        model(torch.cat([draft, masked(1, 2 * BLOCK)], 1), step(cache.lengths, 4, (1, 3), BLOCK), cache)
-        cache.commit(accepted)
+        sequence.step(torch.cat([draft, masked(1, 2 * BLOCK)], 1), 4, (1, 3), BLOCK)
+        sequence.commit(accepted)
         ids = torch.cat([ids, draft[:, :accepted]], 1)
-    fresh = prefilled(model, ids)
-    nxt = random_ids(model.config, 1, 3, seed=4)
-    layout = step(cache.lengths, 3, (2,), BLOCK)
-    slots = torch.cat([nxt, masked(1, BLOCK)], 1)
-    assert close(model(slots, layout, cache), model(slots, layout, fresh))
-    assert cache.longest == ids.shape[1]
+    slots = torch.cat([random_ids(network.config, 1, 3, seed=4), masked(1, BLOCK)], 1)
+    assert close(sequence.step(slots, 3, (2,), BLOCK), Sequence(network, ids).step(slots, 3, (2,), BLOCK))
+    assert sequence.row.length == ids.shape[1]
 
 
 @torch.no_grad()
-def test_rows_of_a_batch_accept_apart(model):
-    """Ragged histories: each row of a batch gives what it gives alone."""
-    draft = random_ids(model.config, 3, 4, seed=5)
-    first = random_ids(model.config, 3, 5, seed=6)
-    cache = prefilled(model, first)
-    counts = torch.tensor([1, 4, 2])
-    histories = [first[row : row + 1] for row in range(3)]
-    for _ in range(2):
-        hidden = model(torch.cat([draft, masked(3, BLOCK)], 1), step(cache.lengths, 4, (2,), BLOCK), cache)
-        for row in range(3):
-            alone = prefilled(model, histories[row])
-            slots = torch.cat([draft[row : row + 1], masked(1, BLOCK)], 1)
-            assert close(hidden[row : row + 1], model(slots, step(alone.lengths, 4, (2,), BLOCK), alone)), f"row {row}"
-            histories[row] = torch.cat([histories[row], draft[row : row + 1, : counts[row]]], 1)
-        cache.commit(counts)
-    assert cache.lengths.tolist() == [7, 13, 9]
+def test_rows_side_by_side_are_rows_alone(network):
+    """Ragged histories, drafts and blocks, rows that leave and come in their place: each gives what it gives alone."""
+    pool = network.new_pool(150, max_rows=3)
+    lengths, histories = [9, 1, 17], []
+    rows = [pool.open(50) for _ in lengths]
+    prompts = [random_ids(network.config, 1, length, seed=length) for length in lengths]
+    network(torch.cat(prompts, 1), pool.layout([(row, template(n)) for row, n in zip(rows, lengths, strict=True)]), pool)
+    pool.commit(lengths)
+    histories = list(prompts)
+    shapes, counts = [(4, (1, 3)), (2, (2,)), (1, ())], [3, 1, 1]
+    for turn in range(4):
+        if turn == 2:
+            pool.close(rows[1])
+            rows[1], histories[1] = pool.open(40), prompts[1][:, :0]
+        drafts = [random_ids(network.config, 1, n, seed=10 * turn + n) for n, _ in shapes]
+        slots = [torch.cat([draft, masked(1, BLOCK * len(levels))], 1) for draft, (_, levels) in zip(drafts, shapes, strict=True)]
+        steps = [(row, template(n, levels, BLOCK)) for row, (n, levels) in zip(rows, shapes, strict=True)]
+        hidden = network(torch.cat(slots, 1), pool.layout(steps), pool).split([part.shape[1] for part in slots], 1)
+        for index, (n, levels) in enumerate(shapes):
+            alone = Sequence(network, histories[index]).step(slots[index], n, levels, BLOCK)
+            assert close(hidden[index], alone), (turn, index)
+            histories[index] = torch.cat([histories[index], drafts[index][:, : counts[index]]], 1)
+        pool.commit(counts)
+        shapes, counts, rows, histories = (part[1:] + part[:1] for part in (shapes, counts, rows, histories))
+
+
+@torch.no_grad()
+def test_long_chunks_are_short_chunks(model, network):
+    """A prompt's chunk of hundreds of tokens takes another way through attention; a block may follow the last."""
+    ids = random_ids(model.config, 1, 620)
+    long = Sequence(network, ids[:, :300], capacity=700)
+    hidden = long.step(torch.cat([ids[:, 300:], masked(1, BLOCK)], 1), 320, (320,), BLOCK)
+    whole = model(torch.cat([ids, masked(1, BLOCK)], 1), causal(zeros(1), 620, BLOCK))
+    assert close(hidden, whole[:, 300:])
+
+
+@torch.no_grad()
+def test_looks_equal_the_rule_over_the_whole_pool(model):
+    """The way of a GPU, one mask over every slot of the pool, says what the looks of each row say."""
+    pool = model.new_pool(120, max_rows=2)
+    rows = [pool.open(50), pool.open(60)]
+    network_input = random_ids(model.config, 1, 12)
+    model(network_input, pool.layout([(rows[0], template(5)), (rows[1], template(7))]), pool)
+    pool.commit([5, 7])
+    layout = pool.layout([(rows[1], template(3, (2,), BLOCK)), (rows[0], template(2, (1,), BLOCK))])
+    slots = torch.cat([random_ids(model.config, 1, 3), masked(1, BLOCK), random_ids(model.config, 1, 2), masked(1, BLOCK)], 1)
+    theirs = model(slots, layout, pool)
+    pool.view = lambda layout, window: sights(layout, pool.keys(layout), window)
+    assert close(model(slots, layout, pool), theirs)

@@ -5,9 +5,11 @@ import torch
 from transformers import ZayaConfig, ZayaForCausalLM
 
 from tests.models import BIASED, MANY_HEADS, ONE_GROUP, SLIDING, TINY, UNTIED, random_ids, random_model
+from tests.sequences import Sequence
 from zaya_core.config import ModelConfig
 from zaya_core.layout import causal
 from zaya_core.model import Zaya
+from zaya_core.model.serving import ServingModel
 
 CONFIGS = {
     "plain": TINY,
@@ -37,7 +39,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_logits_equal_transformers(name, seed):
     config = CONFIGS[name]
-    model = random_model(config, seed)
+    model, serving = random_model(config, seed), ServingModel(random_model(config, seed))
     ids = random_ids(config, 2, 23, seed)
     with torch.no_grad():
         theirs = reference(model, config)(ids).logits
@@ -50,13 +52,12 @@ def test_logits_equal_transformers(name, seed):
         assert len({int(expert) for choice in routing for expert in choice.flatten()}) >= 4, "experts must differ"
 
         for chunks in ([5, 4, 5, 9], [1] * 23, [13, 1, 1, 8], [22, 1], [2, 21]):
-            cache, offset, parts = model.new_cache(2), 0, []
-            for size in chunks:
-                layout = causal(cache.lengths, size)
-                parts.append(model.logits(model(ids[:, offset : offset + size], layout, cache)))
-                cache.commit(size)
-                offset += size
-            assert relative_error(torch.cat(parts, 1), theirs) < 1e-5, f"chunks {chunks}"
+            for network in (model, serving):
+                sequence, parts = Sequence(network), []
+                for part in ids[:1].split(chunks, 1):
+                    parts.append(network.logits(sequence.step(part, part.shape[1])[0]))
+                    sequence.commit(part.shape[1])
+                assert relative_error(torch.cat(parts), theirs[0]) < 1e-5, f"chunks {chunks}"
 
 
 def test_a_fresh_temperature_of_zero_would_prove_nothing():

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from zaya_core.ops.sampling import draw
+
 
 class Chance(Protocol):
     """What decoding asks of chance."""
@@ -22,7 +24,7 @@ class Chance(Protocol):
 
 
 class SeededChance:
-    """A generator of its own, seeded."""
+    """A generator of its own, seeded. Each draw and each acceptance takes one number, certain ones too."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -31,8 +33,11 @@ class SeededChance:
         """One id from each law of [R, V]."""
         if laws.shape[0] == 0:
             return []
-        return torch.multinomial(laws.cpu(), 1, generator=self.generator).flatten().tolist()
+        return draw(laws, self._uniform(laws.shape[0]).to(laws.device)).tolist()
 
     def accept(self, probability: float) -> bool:
-        """True with this probability; certain outcomes still consume a number, so that they cannot shift the stream."""
-        return float(torch.rand((), generator=self.generator, dtype=torch.float64)) < probability
+        """True with this probability."""
+        return float(self._uniform(1)) < probability
+
+    def _uniform(self, count: int) -> Tensor:
+        return torch.rand(count, generator=self.generator, dtype=torch.float64)

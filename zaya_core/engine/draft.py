@@ -7,7 +7,6 @@ from torch import Tensor
 
 from zaya_core.engine.chance import Chance
 from zaya_core.errors import ConfigError
-from zaya_core.ops.sampling import Sampler, log_probability
 
 WORTH = 0.6  # about the acceptance rate of a good draft; only the choice of levels depends on it
 
@@ -24,6 +23,8 @@ class Verifier:
 
     def judge(self, ar_logits: Tensor, draft_logits: Tensor) -> Tensor:
         """Raw rows [R, V] of both halves for the same positions -> the raw rows that judge."""
+        if self.mix_weight == 1:
+            return ar_logits
         return self.mix_weight * ar_logits + (1 - self.mix_weight) * draft_logits
 
 
@@ -39,44 +40,19 @@ class Draft:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True)
-class Final:
-    """A token that nothing can retract, with its raw AR log-probability and that under the law that decided it."""
+def walk(draft: Draft, laws: Tensor, chance: Chance) -> tuple[int, int]:
+    """Speculative acceptance of `draft` by the laws [n, V] that judge it; row j is the law of the token after d_j.
 
-    token_id: int
-    logprob: float
-    sampled_logprob: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """`accepted` draft tokens (d_1 included) enter the history; `finals` are d_2..d_a and the next step's d_1."""
-
-    accepted: int
-    finals: list[Final]
-
-
-def verify(draft: Draft, ar_logits: Tensor, *, sampler: Sampler, verifier: Verifier, forbidden: Tensor, chance: Chance) -> Verdict:
-    """Speculative acceptance of `draft` by the AR rows [n, V]; row j predicts the token after d_j.
-
-    Accept d_{a+1} with probability min(1, P / Q); at the first rejection draw from max(P - Q, 0), normalised; after the last
-    draft draw the bonus token from the plain AR row. With mix_weight 1 the tokens follow the AR law exactly.
+    Accept d_{a+1} with probability min(1, P / Q); at the first rejection draw v from max(P - Q, 0), normalised; after the last
+    draft draw v from the last row. Returns how many draft tokens (d_1 included) are accepted, and v.
     """
-    n = len(draft)
-    judged = verifier.judge(ar_logits[: n - 1], draft.logits)
-    laws = sampler.law(torch.cat([judged, ar_logits[n - 1 :]]), forbidden)
-
-    def final(row: int, token_id: int) -> Final:
-        return Final(token_id, log_probability(ar_logits[row], forbidden, token_id), _log(laws[row, token_id]))
-
-    finals: list[Final] = []
-    for row in range(n - 1):
-        token_id = draft.token_ids[row + 1]
-        p, q = laws[row, token_id], draft.laws[row, token_id]
-        if not chance.accept(min(1.0, float(p / q))):
-            return Verdict(row + 1, [*finals, final(row, chance.draw(residual(laws[row], draft.laws[row])[None])[0])])
-        finals.append(final(row, token_id))
-    return Verdict(n, [*finals, final(n - 1, chance.draw(laws[n - 1 :])[0])])
+    place = torch.arange(len(draft) - 1, device=laws.device)
+    ids = torch.tensor(draft.token_ids[1:], dtype=torch.int64, device=laws.device)
+    ratios = (laws[place, ids] / draft.laws[place, ids]).tolist()
+    for row, ratio in enumerate(ratios):
+        if not chance.accept(min(1.0, ratio)):
+            return row + 1, chance.draw(residual(laws[row], draft.laws[row])[None])[0]
+    return len(draft), chance.draw(laws[-1:])[0]
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
@@ -90,19 +66,6 @@ def serving_block(levels: tuple[int, ...], accepted: int) -> int | None:
     """Index of the block that drafts after `accepted` tokens: the largest level not above it, or None."""
     usable = [index for index, level in enumerate(levels) if level <= accepted]
     return usable[-1] if usable else None
-
-
-def next_draft(
-    first: int, shift: int, block_logits: Tensor, *, limit: int, sampler: Sampler, forbidden: Tensor, chance: Chance
-) -> Draft:
-    """`first` and draws for the positions after it, from a block's mask logits [K, V].
-
-    `shift` is the accepted length less the block's level: the block began that much too early, so its masks from index
-    shift + 1 on stand at the positions after `first`. The draft has at most `limit` tokens; an empty block [0, V] drafts nothing.
-    """
-    logits = block_logits[shift + 1 : shift + limit]
-    laws = sampler.law(logits, forbidden)
-    return Draft([first, *chance.draw(laws)], laws, logits)
 
 
 @dataclass(frozen=True)
@@ -134,7 +97,7 @@ def acceptance_odds(draft: Draft) -> list[float]:
     From the raw logits, because at temperature 0 the law is a one-hot and says nothing.
     """
     ids = torch.tensor(draft.token_ids[1:], dtype=torch.int64, device=draft.logits.device)
-    trust = draft.logits.softmax(-1).gather(-1, ids[:, None]).flatten().tolist()
+    trust = (draft.logits.gather(-1, ids[:, None])[:, 0] - draft.logits.logsumexp(-1)).exp().tolist()
     odds, alive = [], 1.0
     for chance in trust:
         odds.append(alive * (1 - chance))
@@ -162,7 +125,3 @@ def best_levels(odds: list[float], count: int, block_length: int) -> tuple[int, 
             for level in alone
         }
     return max(best.values())[1]
-
-
-def _log(probability: Tensor) -> float:
-    return float(probability.log())

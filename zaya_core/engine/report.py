@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from zaya_core.engine.decode import Committed
+from zaya_core.engine.request import Committed
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import HISTORY, Layout
-from zaya_core.model.cache import LayerPast
+from zaya_core.model.past import LayerPast
 from zaya_core.ops.attention import View
 from zaya_core.ops.norm import unit_norm
 from zaya_core.ops.rope import rotate
@@ -33,18 +33,18 @@ class CcaProjection(nn.Module):
             channels, channels, config.cca_time1, groups=config.num_attention_heads + config.num_key_value_heads
         )
 
-    def forward(self, x: Tensor, layout: Layout, cache: LayerPast | None) -> tuple[Tensor, Tensor, Tensor]:
-        """-> q [B, T, H, N], k [B, T, G, N], v [B, T, G, N]; stages the tails in `cache`."""
+    def forward(self, x: Tensor, layout: Layout, past: LayerPast | None) -> tuple[Tensor, Tensor, Tensor]:
+        """-> q [B, T, H, N], k [B, T, G, N], v [B, T, G, N]; stages the tails in `past`."""
         config = self.config
         rows, slots, _ = x.shape
         q_raw, k_raw = self.q_proj(x), self.k_proj(x)
         delayed = self.v_proj_delayed(x)
         latents = torch.cat([q_raw, k_raw], -1)
         empty = self._no_history(latents, delayed)
-        if cache is None:
+        if past is None:
             z, past_values = with_history(empty[0], latents), with_history(empty[1], delayed)
         else:
-            z, past_values = cache.prepend(latents, delayed, empty, layout)
+            z, past_values = past.prepend(latents, delayed, empty, layout)
         depthwise, grouped = self.conv_qk_depthwise, self.conv_qk_grouped
         mixed = mix_latents(z, layout.prev, (depthwise.weight, depthwise.bias), (grouped.weight, grouped.bias))
         q_mean, k_mean = _mean_residuals(q_raw, k_raw, config)
@@ -83,15 +83,15 @@ class CcaAttention(nn.Module):
         self.qk_norm = QKNorm(config)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, layout: Layout, angles: tuple[Tensor, Tensor], view: View, cache: LayerPast | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, angles: tuple[Tensor, Tensor], view: View, past: LayerPast | None) -> Tensor:
         """[B, T, D] -> [B, T, D]; `view` is over history and this forward's slots."""
-        q, k, v = self.qkv_proj(x, layout, cache)
+        q, k, v = self.qkv_proj(x, layout, past)
         q, k = self.qk_norm(q, k)
         q = rotate(q, *angles)
         k = rotate(k, *angles).to(v.dtype).transpose(1, 2)
         v = v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.stage(k, v)
+        if past is not None:
+            k, v = past.stage(k, v)
         return self.o_proj(view.attend(q, k, v).flatten(2))
 
 

@@ -1,6 +1,6 @@
 """The whole network: embedding, decoder layers on a float32 residual stream, final norm, head (model.md A1).
 
-One forward, no modes: `model(token_ids, layout, cache) -> hidden`. The head is a separate call, so that callers project only
+One forward, no modes: `model(token_ids, layout, past) -> hidden`. The head is a separate call, so that callers project only
 the rows they read. Parameter names are transformers' native ZAYA names.
 """
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import Layout, keys_of
-from zaya_core.model.cache import Cache, LayerPast, Past
 from zaya_core.model.cca import CcaAttention
 from zaya_core.model.layers import ResidualScale, RmsNorm
 from zaya_core.model.moe import MoeLayer
-from zaya_core.ops.attention import View, row_view, sights
+from zaya_core.model.past import LayerPast, Past
+from zaya_core.model.pool import Pool, empty_step
+from zaya_core.ops.attention import View, row_view
 from zaya_core.ops.norm import widened
 from zaya_core.ops.rope import rotary_angles
 
@@ -38,11 +39,11 @@ class DecoderLayer(nn.Module):
         layout: Layout,
         angles: tuple[Tensor, Tensor],
         view: View,
-        cache: LayerPast | None,
+        past: LayerPast | None,
         routing: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Stream [B, T, D] and router state [B, T, R] of the layer below -> those of this layer."""
-        attended = self.self_attn(self.input_layernorm(stream), layout, angles, view, cache)
+        attended = self.self_attn(self.input_layernorm(stream), layout, angles, view, past)
         stream = self.post_attention_residual_scale(attended, stream)
         expert_output, carried = self.mlp(self.post_attention_layernorm(stream), carried, routing)
         return self.post_mlp_residual_scale(expert_output, stream), carried
@@ -61,27 +62,26 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.row_view = row_view  # how whole rows attend; a run whose GPU fails the probe puts `sights` here
 
-    def forward(self, token_ids: Tensor, layout: Layout, cache: Past | None, routing: list[Tensor] | None) -> Tensor:
+    def forward(self, token_ids: Tensor, layout: Layout, past: Past | None, routing: list[Tensor] | None) -> Tensor:
         """[B, T] -> [B, T, D]."""
         stream = (self.embed_tokens(token_ids) + self.input_hidden_states_bias) * self.input_hidden_states_scale
         dtype = stream.dtype
         stream = stream.to(widened(dtype))
-        keys = keys_of(layout) if cache is None else cache.keys(layout)
-        see = sights if isinstance(cache, Cache) else self.row_view
         views, angles = {}, {}
         for kind in set(self.config.layer_types):
-            views[kind] = see(layout, keys, self.config.window(kind))
+            window = self.config.window(kind)
+            views[kind] = self.row_view(layout, keys_of(layout), window) if past is None else past.view(layout, window)
             rope = self.config.rope_parameters[kind]
             angles[kind] = rotary_angles(layout.position, self.config.head_dim, rope, dtype)
         carried = None
         for index, (kind, layer) in enumerate(zip(self.config.layer_types, self.layers, strict=True)):
-            layer_cache = None if cache is None else cache.layers[index]
-            stream, carried = layer(stream, carried, layout, angles[kind], views[kind], layer_cache, routing)
+            layer_past = None if past is None else past.layers[index]
+            stream, carried = layer(stream, carried, layout, angles[kind], views[kind], layer_past, routing)
         return self.norm(stream)
 
 
 class Zaya(nn.Module):
-    """A ZAYA language model: `model(token_ids, layout, cache)` gives hidden states, `logits(hidden)` the head's rows."""
+    """A ZAYA language model: `model(token_ids, layout, past)` gives hidden states, `logits(hidden)` the head's rows."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -91,12 +91,13 @@ class Zaya(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, token_ids: Tensor, layout: Layout, cache: Past | None = None, routing: list[Tensor] | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor, layout: Layout, past: Past | None = None, routing: list[Tensor] | None = None) -> Tensor:
         """Token ids [B, T] under `layout` -> normed hidden [B, T, D].
 
-        With a `Cache`, keys and tails are staged there until its `commit`. `routing` collects each layer's expert choice [B, T].
+        With a `Pool` that made the layout, keys and tails are staged there until its `commit`. `routing` collects each layer's
+        expert choice [B, T].
         """
-        return self.model(token_ids, layout, cache, routing)
+        return self.model(token_ids, layout, past, routing)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], float32 or wider."""
@@ -113,6 +114,7 @@ class Zaya(nn.Module):
         """Where the parameters are."""
         return self.model.embed_tokens.weight.device
 
-    def new_cache(self, rows: int) -> Cache:
-        """An empty cache for `rows` sequences, of this model's dtype and device."""
-        return Cache(self.config, rows, dtype=self.dtype, device=self.device)
+    def new_pool(self, num_slots: int, *, max_rows: int = 1) -> Pool:
+        """An empty pool for this model's dtype and device."""
+        empty = [empty_step(self.config, layer.self_attn.qkv_proj.v_proj_delayed) for layer in self.model.layers]
+        return Pool(self.config, torch.stack(empty), num_slots, max_rows=max_rows)

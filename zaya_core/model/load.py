@@ -10,6 +10,10 @@ from zaya_core.config import ModelConfig
 from zaya_core.io.checkpoint import Checkpoint, assign_tensor, load_weights, stored_tensors
 from zaya_core.io.source import Source
 from zaya_core.model.decoder import Zaya
+from zaya_core.model.serving import ServingModel
+from zaya_core.runtime import available_memory_bytes, keep_freed_pages
+
+PACKED_SHARE = 0.8  # of the memory that is free
 
 
 def meta_model(config: ModelConfig) -> Zaya:
@@ -28,6 +32,14 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.devi
     model = meta_model(checkpoint.config)
     load_weights(model, checkpoint, dtype=dtype, device=device)
     return model.eval()
+
+
+def load_serving(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> ServingModel:
+    """The checkpoint's network laid out for decoding; its weights are packed where memory has room for that copy."""
+    keep_freed_pages()
+    num_bytes = checkpoint.num_parameters * torch.finfo(dtype).bits // 8
+    packs = num_bytes < PACKED_SHARE * available_memory_bytes()
+    return ServingModel(load_model(checkpoint, dtype=dtype, device=device), packs=packs)
 
 
 def streamed_model(config: ModelConfig, read: Callable[[str], Tensor], *, dtype: torch.dtype) -> Zaya:

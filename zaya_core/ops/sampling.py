@@ -1,4 +1,4 @@
-"""Rows of logits to laws, in one fixed order: forbid, temperature, top-k, top-p, softmax (tidar.md section 3).
+"""Rows of logits to laws, in one fixed order: forbid, penalise, temperature, top-k, top-p, min-p, softmax (tidar.md section 3).
 
 Mixing happens before this, on raw logits. Temperature 0 is the exact one-hot of the argmax.
 """
@@ -11,15 +11,18 @@ from torch import Tensor
 from zaya_core.errors import ConfigError
 
 NEVER = float("-inf")
+HEAD = 512  # most probable ids that a nucleus is looked for in before all are sorted
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a row of logits becomes a law. `top_k` 0 and `top_p` 1 keep everything."""
+    """How a row of logits becomes a law. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 change nothing."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -28,29 +31,66 @@ class Sampler:
             raise ConfigError(f"top_k is {self.top_k}, expected at least 0")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}, expected in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p is {self.min_p}, expected in [0, 1]")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0")
 
-    def law(self, logits: Tensor, forbidden: Tensor) -> Tensor:
-        """Logits [R, V] and ids never to be drawn -> probabilities [R, V]."""
+    def law(self, logits: Tensor, forbidden: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Logits [R, V] -> probabilities [R, V]. `forbidden` ids are never drawn; `seen` [R, V] bool are the ids to penalise."""
         logits = logits.index_fill(-1, forbidden, NEVER)
+        if seen is not None and self.repetition_penalty != 1:
+            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+            logits = torch.where(seen, penalised, logits)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        logits = logits / self.temperature
+        if self.temperature != 1:
+            logits = logits.div_(self.temperature)
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < least, NEVER)
         if self.top_p < 1:
             logits = _nucleus(logits, self.top_p)
-        return logits.softmax(-1)
+        law = logits.softmax(-1)
+        if self.min_p > 0:
+            law = law.masked_fill_(law < self.min_p * law.amax(-1, keepdim=True), 0)
+            law = law.div_(law.sum(-1, keepdim=True))
+        return law
 
 
-def log_probability(logits: Tensor, forbidden: Tensor, token_id: int) -> float:
-    """Log-softmax of one raw row [V] at temperature 1 over the allowed ids."""
-    return float(logits.index_fill(-1, forbidden, NEVER).log_softmax(-1)[token_id])
+def log_probabilities(logits: Tensor, forbidden: Tensor) -> Tensor:
+    """Log-softmax of raw rows [R, V] at temperature 1 over the allowed ids."""
+    return logits.index_fill(-1, forbidden, NEVER).log_softmax(-1)
+
+
+def draw(laws: Tensor, uniform: Tensor) -> Tensor:
+    """One id from each law [R, V] by its inverse distribution function at `uniform` [R] in [0, 1): [R] int64.
+
+    Two passes over blocks of ids instead of one over all: only a block's sum is needed until the block is known.
+    """
+    rows, num_ids = laws.shape
+    width = next(width for width in (256, 128, 64, 1) if num_ids % width == 0)
+    blocks = laws.view(rows, -1, width)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = uniform[:, None].to(ends) * ends[:, -1:]
+    block = torch.searchsorted(ends, wanted, right=True).clamp_max_(ends.shape[1] - 1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks[torch.arange(rows, device=laws.device), block[:, 0]].double().cumsum(-1)
+    place = torch.searchsorted(inside, wanted - before, right=True).clamp_max_(width - 1)
+    chosen = (block * width + place)[:, 0]
+    # Rounding at a block's end can point one past the last id that has any probability.
+    return torch.where(laws.gather(1, chosen[:, None])[:, 0] > 0, chosen, laws.argmax(-1))
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most probable ids whose mass reaches `top_p`."""
-    ordered, order = logits.sort(-1, descending=True)
-    mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    dropped = (mass_before >= top_p).scatter(-1, order, mass_before >= top_p)
-    return logits.masked_fill(dropped, NEVER)
+    """Keep the smallest set of most probable ids whose mass reaches `top_p`; a full sort only where the head does not reach it."""
+    total = logits.logsumexp(-1, keepdim=True)
+    count = min(HEAD, logits.shape[-1])
+    ordered, order = logits.topk(count, -1)
+    mass = (ordered - total).exp().cumsum(-1)
+    if count < logits.shape[-1] and bool((mass[..., -1] < top_p).any()):
+        ordered, order = logits.sort(-1, descending=True)
+        mass = (ordered - total).exp().cumsum(-1)
+    before = mass - (ordered - total).exp()
+    kept = torch.full_like(logits, NEVER)
+    return kept.scatter_(-1, order, ordered.masked_fill(before >= top_p, NEVER))

@@ -4,6 +4,7 @@ The roofline's form stays; what is fitted is the FLOP/s, the bytes/s and the sec
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -50,7 +51,7 @@ def calibrated(scene: Scene, timings: list[Timing]) -> Pace:
     return best
 
 
-def _descended(pace: Pace, span: float, miss: "Callable[[Pace], float]") -> Pace:
+def _descended(pace: Pace, span: float, miss: Callable[[Pace], float]) -> Pace:
     """Steps of one factor along each of the three numbers, and pairs of them, while they help."""
     factors = (1 / span, 1.0, span)
     lowest = miss(pace)

@@ -17,7 +17,7 @@ HEAD_KERNELS = 4  # norm, product, law, draw
 
 @dataclass(frozen=True)
 class Step:
-    """A forward of `rows` sequences with `context` tokens of history each: slots, `masks` among them, and rows of logits of each."""
+    """A forward of `rows` sequences of `context` tokens: slots of each, `masks` among them, and rows of logits of each."""
 
     rows: int
     context: int

@@ -16,7 +16,7 @@ from zaya_core.option import check_options, flag_name, option
 
 if TYPE_CHECKING:
     from zaya_core.data.tokenizer import TextTokenizer
-    from zaya_core.engine.decode import Decoding
+    from zaya_core.engine.request import Decoding
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.model.decoder import Zaya
 
@@ -66,7 +66,7 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.io.hub import checkpoint_path
-    from zaya_core.model.load import load_model
+    from zaya_core.model.load import load_serving
     from zaya_core.runtime import pick_device, pick_dtype
 
     checkpoint = Checkpoint.open(checkpoint_path(config.model) if config.model else BUNDLED)
@@ -78,7 +78,7 @@ def run(config: GenerateConfig) -> Iterator[Event]:
         _check_room(len(row), config, checkpoint)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
-    model = load_model(checkpoint, dtype=dtype, device=device)
+    model = load_serving(checkpoint, dtype=dtype, device=device)
     yield Note(f"{checkpoint.path.name}: {config.sampler}, {str(dtype).removeprefix('torch.')} on {device}")
     for flag in _idle_flags(config):
         yield Note(f"{flag} has no effect with --sampler {config.sampler}")
@@ -131,8 +131,8 @@ def _machine(model: "Zaya") -> dict[str, Any]:
 
 
 def _decoding(config: GenerateConfig, checkpoint: "Checkpoint", known_ids: frozenset[int]) -> "Decoding":
-    from zaya_core.engine.decode import Decoding
     from zaya_core.engine.draft import Proposals, Verifier
+    from zaya_core.engine.request import Decoding
     from zaya_core.ops.sampling import Sampler
 
     generation = checkpoint.generation_config()

@@ -4,26 +4,35 @@ Each rank holds a span of clean slots and the masked blocks that begin there. Al
 shifts of the span's first slots take two raw latents and one delayed value from the left rank.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from zaya_core.layout import CLEAN, HISTORY, Keys, Layout
+from zaya_core.ops.attention import View
 from zaya_core.ops.exchange import from_all, from_left
 from zaya_core.ops.shift import with_history
+
+RowView = Callable[[Layout, Keys, int | None], View]
 
 
 class ContextSplit:
     """The rest of the rows as one rank sees it; stands where a cache does, and serves all layers alike."""
 
-    def __init__(self, row: Layout, own: slice, group: dist.ProcessGroup, *, num_layers: int) -> None:
-        """`row` is the layout of whole rows, `own` the span of this rank."""
-        self.group, self.num_own = group, own.stop - own.start
+    def __init__(self, row: Layout, own: slice, group: dist.ProcessGroup, *, num_layers: int, row_view: RowView) -> None:
+        """`row` is the layout of whole rows, `own` the span of this rank, `row_view` how the model's whole rows attend."""
+        self.group, self.num_own, self.row_view = group, own.stop - own.start, row_view
         self.layers = [self] * num_layers
         self.row = row
         # The slot before the span may begin a document: it has no predecessor, whatever the left rank holds there.
         self.has_older = (row.position[:, max(own.start - 1, 0)] > 0)[:, None, None]
+
+    def view(self, layout: Layout, window: int | None) -> View:
+        """Who sees whom."""
+        return self.row_view(layout, self.keys(layout), window)
 
     def keys(self, layout: Layout) -> Keys:
         """Every clean slot of the rows, then this rank's own masks."""

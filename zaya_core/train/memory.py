@@ -1,6 +1,5 @@
-"""What training keeps in memory: activations recomputed instead of kept, freed pages kept, and what to say when it runs out."""
+"""What training keeps in memory: activations recomputed instead of kept, and what to say when it runs out."""
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,6 @@ from zaya_core.model.decoder import Zaya
 
 OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 KNOBS = "lower --batch-size (and raise --gradient-accumulation-steps), lower --seq-len, or give --gradient-checkpointing full"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRODUCTS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -36,19 +34,6 @@ def checkpoint_activations(model: Zaya, kind: str) -> None:
 
 def _keep_products(context: object, operation: object, *arguments: object, **named: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def keep_freed_pages() -> None:
-    """Let glibc's malloc keep what a step frees for the next one: the kernel clears fresh pages, at the speed of a slow product.
-
-    Measured: a step of the mini preset takes up to a third less time. Does nothing where the C library is another.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 2**30)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

@@ -178,7 +178,9 @@ def forward(model: Zaya, batch: Batch, objective: Objective, routing: list[Tenso
     used = (layout.document >= 0)[:, batch.token_ids.shape[1] :]
     past = None
     if ranks.context > 1:
-        past = ContextSplit(layout, own, ranks.group("context"), num_layers=model.config.num_hidden_layers)
+        past = ContextSplit(
+            layout, own, ranks.group("context"), num_layers=model.config.num_hidden_layers, row_view=model.model.row_view
+        )
         layout = spanned(layout, own)
     return model(torch.cat([batch.token_ids[:, own], masks], 1), layout, past, routing), target, used
 

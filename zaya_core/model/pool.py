@@ -1,0 +1,194 @@
+"""What sequences leave behind: K, V and the tails that CCA's time shifts reach back to, of many rows side by side.
+
+Every row owns a span of the pool's slots, and a forward takes the slots of all its rows laid end to end, with no padding.
+Invariant: a forward only stages; `commit` alone makes history. Clean slots come first in each part, in order, so committing n
+of them advances a length and keeps the right tails, and rolling back is doing nothing. History is never copied.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zaya_core.config import ModelConfig
+from zaya_core.errors import ConfigError
+from zaya_core.layout import CLEAN, FAR, HISTORY, Keys, Layout, side_by_side
+from zaya_core.ops.attention import View
+from zaya_core.ops.flex import flex_view
+from zaya_core.ops.looks import Look, Looks, looks_of
+from zaya_core.ops.norm import widened
+
+UNUSED = -1  # document of a slot that belongs to no part of the forward
+
+
+@dataclass
+class Row:
+    """A sequence: its span of slots, and how many tokens are committed."""
+
+    number: int
+    begin: int
+    capacity: int
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row's share of a forward: its slots as a `layout.template`, and where they stand in both."""
+
+    row: Row
+    step: Layout
+    slots: slice  # of the forward
+    staged: slice  # of the pool
+
+
+@dataclass(frozen=True)
+class LayerPool:
+    """One layer of one forward, all views of the pool.
+
+    `joined` [HISTORY * parts + T, W] holds the tails of the rows, then what the layer puts into `fresh` [T, W]; `into` are the
+    places for K and V of each part [G, T_i, N]; `stored` is all of K and V [1, G, slots, N].
+    """
+
+    joined: Tensor
+    fresh: Tensor
+    parts: Sequence[Part]
+    into: Sequence[tuple[Tensor, Tensor]]
+    stored: tuple[Tensor, Tensor]
+
+    def prepend(self, latents: Tensor, values: Tensor, empty: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+        """As LayerPast says, for one row of slots [1, T, C]."""
+        width = latents.shape[2] + values.shape[2]
+        self.fresh[:, :width].copy_(torch.cat([latents, values], -1)[0])
+        joined = self.joined[None, :, :width].to(latents.dtype)
+        return joined[..., : latents.shape[2]], joined[..., latents.shape[2] :]
+
+    def stage(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [1, G, T, N] after each row's history; returns all keys and values of the pool [1, G, slots, N]."""
+        for part, (k_into, v_into) in zip(self.parts, self.into, strict=True):
+            k_into.copy_(k[0, :, part.slots])
+            v_into.copy_(v[0, :, part.slots])
+        return self.stored
+
+
+class Pool:
+    """The histories of up to `max_rows` rows in `num_slots` slots. Rows are opened and closed at will."""
+
+    def __init__(self, config: ModelConfig, empty: Tensor, num_slots: int, *, max_rows: int) -> None:
+        """`empty` [L, W] is what stands before a document, as `empty_step` makes it."""
+        self.config, self.num_slots, self.max_rows, self.device = config, num_slots, max_rows, empty.device
+        groups, width = config.num_key_value_heads, config.head_dim
+        self._stored = torch.empty(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
+        self._empty = empty.to(widened(empty.dtype))
+        self._tails = self._empty[:, None].repeat(1, max_rows * HISTORY, 1)
+        self._joined = self._tails
+        self._rows: list[Row] = []
+        self._at = torch.arange(0)
+        self.parts: list[Part] = []
+        self.layers: list[LayerPool] = []
+
+    @property
+    def num_past(self) -> int:
+        """Time steps of history before the slots of this forward."""
+        return HISTORY * len(self.parts)
+
+    def gap_for(self, capacity: int) -> int | None:
+        """Where a row of this capacity can begin now, or None."""
+        if len(self._rows) >= self.max_rows:
+            return None
+        end = 0
+        for row in sorted(self._rows, key=lambda row: row.begin):
+            if row.begin - end >= capacity:
+                return end
+            end = row.begin + row.capacity
+        return end if self.num_slots - end >= capacity else None
+
+    def open(self, capacity: int) -> Row:
+        """A new row, empty; ConfigError where there is no room for it."""
+        begin = self.gap_for(capacity)
+        if begin is None:
+            raise ConfigError(f"no room for {capacity} slots in a pool of {self.num_slots} with {len(self._rows)} rows")
+        number = min(set(range(self.max_rows)) - {row.number for row in self._rows})
+        row = Row(number, begin, capacity)
+        self._rows.append(row)
+        self._tails[:, self._tail(row)] = self._empty[:, None]
+        return row
+
+    def close(self, row: Row) -> None:
+        """Give its slots back."""
+        self._rows.remove(row)
+
+    def layout(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
+        """The slots of one forward [1, T]: each row's step after its history, end to end. Makes `layers` ready for it."""
+        self.parts, done = [], 0
+        for row, step in steps:
+            count, begin = step.position.shape[1], row.begin + row.length
+            if row.length + count > row.capacity:
+                raise ConfigError(f"a step of {count} slots does not fit into the {row.capacity - row.length} left of its row")
+            self.parts.append(Part(row, step, slice(done, done + count), slice(begin, begin + count)))
+            done += count
+        self._at = torch.tensor([at for row, _ in steps for at in range(*self._tail(row).indices(self.max_rows * HISTORY))])
+        self._make_layers(self.num_past + done)
+        return side_by_side([step for _, step in steps], [row.length for row, _ in steps]).to(self.device)
+
+    def _make_layers(self, end: int) -> None:
+        """All views that a forward needs: made here in one go, they cost a fraction of what they cost layer by layer."""
+        groups, num_past = self.config.num_key_value_heads, self.num_past
+        if self._joined.shape[1] < end or self._joined is self._tails:
+            self._joined = self._tails.new_empty(self._tails.shape[0], end, self._tails.shape[2])
+        self._joined[:, :num_past] = self._tails[:, self._at]
+        keys, values = self._stored[:, None, :groups], self._stored[:, None, groups:]
+        into = [zip(keys[:, 0, :, p.staged].unbind(), values[:, 0, :, p.staged].unbind(), strict=True) for p in self.parts]
+        each = (
+            self._joined[:, :end].unbind(),
+            self._joined[:, num_past:end].unbind(),
+            zip(*into, strict=True),
+            zip(keys.unbind(), values.unbind(), strict=True),
+        )
+        self.layers = [LayerPool(joined, fresh, self.parts, slots, all_) for joined, fresh, slots, all_ in zip(*each, strict=True)]
+
+    def view(self, layout: Layout, window: int | None) -> View:
+        """Who sees whom in this forward."""
+        if self.device.type == "cuda":
+            return flex_view(layout, self.keys(layout), window)
+        return Looks([look for part in self.parts for look in self._looks(part, window)])
+
+    def _looks(self, part: Part, window: int | None) -> list[Look]:
+        return [
+            look.moved(part.slots.start, part.row.begin)
+            for look in looks_of(part.step, part.row.length, window, self._stored.dtype)
+        ]
+
+    def keys(self, layout: Layout) -> Keys:
+        """Every slot of the pool as a key: the documents of `layout` number its parts."""
+        position = torch.full((1, self.num_slots), FAR, device=self.device)
+        block, document = torch.full_like(position, CLEAN), torch.full_like(position, UNUSED)
+        for number, part in enumerate(self.parts):
+            begin = part.row.begin
+            position[0, begin : part.staged.start] = torch.arange(part.row.length, device=self.device)
+            position[0, part.staged], block[0, part.staged] = layout.position[0, part.slots], layout.block[0, part.slots]
+            document[0, begin : part.staged.stop] = number
+        return Keys(position, block, document)
+
+    def commit(self, counts: Sequence[int]) -> None:
+        """Make the first `counts` staged clean slots of each part history."""
+        taken = []
+        for number, (part, count) in enumerate(zip(self.parts, counts, strict=True)):
+            assert count <= part.step.num_clean, (count, part.step.num_clean)
+            first = self.num_past + part.slots.start
+            # The newest two of [tail | slots], which stand apart where there are several parts.
+            steps = [*range(number * HISTORY, (number + 1) * HISTORY), *range(first, first + count)]
+            taken += steps[-HISTORY:]
+            part.row.length += count
+        self._tails[:, self._at] = self._joined[:, torch.tensor(taken)]
+
+    def _tail(self, row: Row) -> slice:
+        return slice(row.number * HISTORY, (row.number + 1) * HISTORY)
+
+
+def empty_step(config: ModelConfig, delayed: nn.Linear) -> Tensor:
+    """What stands before a document [C + G N]: zero latents, the delayed values of a zero hidden state, room for current ones."""
+    empty = delayed.weight.new_zeros(config.conv_channels + 2 * config.value_half)
+    if config.attention_bias:
+        empty[config.conv_channels : -config.value_half] = delayed.bias
+    return empty

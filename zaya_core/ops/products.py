@@ -1,0 +1,70 @@
+"""Products with weights that no longer change, laid out once for the kernel that will read them.
+
+On a CPU that multiplies bfloat16, oneDNN's packed layout: it reads weights at nearly the speed of memory, where a plain product
+of a few rows packs them anew at every call. Everywhere else the weights stay as they are. Equal to the plain product to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zaya_core.runtime import has_fast_bfloat16
+
+_packed_product = torch.ops.mkldnn._linear_pointwise.default
+SMALL = 2**15  # elements: below, a float32 product takes less time than oneDNN's bfloat16 one takes to start
+
+
+@dataclass(frozen=True)
+class Product:
+    """x -> x W^T + b for one W [O, I]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    is_packed: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[M, I] -> [M, O], in the dtype of the weight before it was prepared, or wider."""
+        if self.is_packed:
+            return _packed_product(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The exact GELU of the product."""
+        if self.is_packed:
+            return _packed_product(x, self.weight, self.bias, "gelu", [], "none")
+        return F.gelu(self(x))
+
+
+def prepared(weight: Tensor, bias: Tensor | None = None, *, packs: bool) -> Product:
+    """Lay out a weight [O, I]; where it is packed the caller may drop it afterwards."""
+    if not packs or weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not has_fast_bfloat16():
+        return Product(weight, bias, is_packed=False)
+    if weight.numel() <= SMALL:
+        return Product(weight.float(), None if bias is None else bias.float(), is_packed=False)
+    return Product(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None), bias, is_packed=True)
+
+
+def apply_prepared_experts(x: Tensor, choice: Tensor, gate_up: Sequence[Product], down: Sequence[Product]) -> Tensor:
+    """As `ops.experts.apply_experts`, by one product a hit expert: x [M, D], choice [M] in 0..E (E gives zeros) -> [M, D]."""
+    if x.shape[0] == 1:
+        index = int(choice)
+        return down[index](_activated(gate_up[index](x))) if index < len(down) else torch.zeros_like(x)
+    order = torch.argsort(choice, stable=True)
+    counts = torch.bincount(choice, minlength=len(down) + 1).tolist()[: len(down)]
+    hit = [(index, count) for index, count in enumerate(counts) if count]
+    if not hit:
+        return torch.zeros_like(x)
+    order = order[: sum(counts)]
+    sizes = [count for _, count in hit]
+    rows = x.index_select(0, order).split(sizes)
+    inner = _activated(torch.cat([gate_up[index](part) for (index, _), part in zip(hit, rows, strict=True)]))
+    out = torch.cat([down[index](part) for (index, _), part in zip(hit, inner.split(sizes), strict=True)])
+    return torch.zeros_like(x).index_copy_(0, order, out)
+
+
+def _activated(gates: Tensor) -> Tensor:
+    gate, up = gates.chunk(2, -1)
+    return F.silu(gate).mul_(up)
