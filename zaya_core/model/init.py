@@ -7,6 +7,8 @@ from torch import Tensor
 
 from zaya_core.config import ModelConfig
 from zaya_core.model.load import meta_model
+from zaya_core.model.serving import ServingModel
+from zaya_core.runtime import keep_freed_pages
 
 
 def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -32,3 +34,14 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
         if name == "model.embed_tokens.weight" and config.pad_token_id is not None:
             tensor[config.pad_token_id] = 0.0
         yield name, tensor
+
+
+def random_serving(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> ServingModel:
+    """A network of random weights laid out for decoding: to time, not to talk to."""
+    keep_freed_pages()
+    tensors = {name: tensor.to(device) for name, tensor in random_tensors(config, seed=0, dtype=dtype)}
+    if config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model = meta_model(config).requires_grad_(False)
+    model.load_state_dict(tensors, assign=True)
+    return ServingModel(model.eval())

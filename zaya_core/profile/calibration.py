@@ -5,7 +5,7 @@ The roofline's form stays; what is fitted is the FLOP/s, the bytes/s and the sec
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from zaya_core.profile.forward import Step
@@ -13,28 +13,37 @@ from zaya_core.profile.roofline import Pace, seconds_of
 from zaya_core.profile.sweep import Scene
 
 MOST_CELLS = 3
+DISTURBED = 1.5
 SPANS = (1.6, 1.25, 1.1, 1.04, 1.01)  # factors tried up and down, ever smaller
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A step as it was run: `seconds` of each round after the warm-up, and the distinct experts that it hit."""
+    """A step as it was run: `seconds` of every round after the warm-up, and the distinct experts that it hit.
+
+    A neighbour on the machine only ever slows a round down, and then by a lot: rounds far above the fastest are counted, not used.
+    """
 
     step: Step
     seconds: tuple[float, ...]
     distinct: float
 
     @property
+    def undisturbed(self) -> list[float]:
+        """Rounds that took at most `DISTURBED` times the fastest, in order of length."""
+        return sorted(taken for taken in self.seconds if taken <= DISTURBED * min(self.seconds))
+
+    @property
     def median(self) -> float:
-        """Of the rounds."""
-        return median(self.seconds)
+        """Of the undisturbed rounds."""
+        return median(self.undisturbed)
 
     @property
     def spread(self) -> float:
-        """The middle half of the rounds, over the median."""
-        ordered = sorted(self.seconds)
-        quarter = len(ordered) // 4
-        return (ordered[-1 - quarter] - ordered[quarter]) / self.median
+        """The middle half of the undisturbed rounds, over the median."""
+        rounds = self.undisturbed
+        quarter = len(rounds) // 4
+        return (rounds[-1 - quarter] - rounds[quarter]) / self.median
 
 
 def calibrated(scene: Scene, timings: list[Timing]) -> Pace:
@@ -79,13 +88,3 @@ def chosen_cells(timings: list[Timing]) -> list[int]:
     wide = max(order, key=lambda index: (slots(index), -timings[index].step.context))
     long = max(order, key=lambda index: (timings[index].step.rows * timings[index].step.context, -slots(index)))
     return sorted({light, wide, long})
-
-
-def predicted(scene: Scene, timings: list[Timing]) -> list[float]:
-    """Seconds of each step in the scene."""
-    return [scene.seconds(one.step) for one in timings]
-
-
-def with_pace(scene: Scene, pace: Pace) -> Scene:
-    """The same scene, calibrated."""
-    return replace(scene, pace=pace)

@@ -24,9 +24,9 @@ def measured_device(device: torch.device, dtype: torch.dtype) -> Device:
     return Device(
         name,
         flops=product_rate(device, dtype),
-        bandwidth=copy_rate(device),
+        bandwidth=max(copy_rate(device), read_rate(device)),
         memory_bytes=memory,
-        source=f"measured here: copy of {COPY_BYTES[device.type] >> 20} MiB, product of side {SIDE[device.type]}",
+        source=f"measured here: copy or sum of {COPY_BYTES[device.type] >> 20} MiB, product of side {SIDE[device.type]}",
         launch_seconds=small_operation_seconds(device),
     )
 
@@ -36,6 +36,12 @@ def copy_rate(device: torch.device) -> float:
     source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES[device.type] / best_seconds(lambda: target.copy_(source), device)
+
+
+def read_rate(device: torch.device) -> float:
+    """Bytes/s of a sum: on a CPU a copy also fetches what it overwrites, and weights are only read."""
+    source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
+    return COPY_BYTES[device.type] / best_seconds(source.sum, device)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -17,13 +17,14 @@ from zaya_core.engine.batch import Network
 from zaya_core.layout import Layout, template
 from zaya_core.model.pool import Pool
 from zaya_core.profile.calibration import Timing
-from zaya_core.profile.forward import ar_step, tidar_step
+from zaya_core.profile.forward import Step, ar_step, tidar_step
 from zaya_core.profile.machine import timed
 from zaya_core.profile.routing import Seen
 
-WARM_UP = 2
-ROUNDS = 5  # at least
-STEADY = 0.15  # a spread below which no more rounds are run
+WARM_UP = 1  # rounds, of each pass
+PASSES = 3
+ENOUGH = 5  # rounds of a pass that agree
+STEADY = 1.1  # times the fastest: what agrees
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,41 @@ class Rig:
         self.step(routing)
         return mean_distinct(routing, self.model.config.num_experts)
 
-    def timing(self, most_seconds: float) -> Timing:
-        """Rounds until they are steady or `most_seconds` are gone."""
+    def rounds(self, most_seconds: float) -> list[float]:
+        """Seconds of rounds, after a warm-up: until `ENOUGH` are steady or the time is up, and at least two."""
         for _ in range(WARM_UP):
             self.step()
         began, seconds = time.perf_counter(), []
-        while True:
+        while len(seconds) < 2 or time.perf_counter() - began < most_seconds:
             seconds.append(timed(self.step, self.model.device))
-            shape = self.shape
-            made = (
-                tidar_step(shape.batch, shape.context, clean=self.clean, proposals=shape.proposals, block_length=self.block_length)
-                if shape.proposals
-                else ar_step(shape.batch, shape.context)
-            )
-            timing = Timing(made, tuple(seconds), 0.0)
-            is_late = time.perf_counter() - began > most_seconds
-            if len(seconds) >= ROUNDS and (timing.spread < STEADY or is_late):
-                return Timing(made, tuple(seconds), self.distinct())
+            fast = [taken for taken in seconds if taken <= STEADY * min(seconds)]
+            if len(fast) >= ENOUGH:
+                break
+        return seconds
+
+    def described(self) -> Step:
+        """The same step for the arithmetic."""
+        shape = self.shape
+        if not shape.proposals:
+            return ar_step(shape.batch, shape.context)
+        return tidar_step(shape.batch, shape.context, clean=self.clean, proposals=shape.proposals, block_length=self.block_length)
+
+
+def timings(model: Network, shapes: list[Shape], block_length: int, *, most_seconds: float) -> Iterator[tuple[int, list[Timing]]]:
+    """All shapes, `PASSES` times over, so that what disturbs the machine for a while spoils no shape for good.
+
+    Yields how many are done, and after the last one all timings in the order of `shapes`.
+    """
+    seconds: list[list[float]] = [[] for _ in shapes]
+    made: dict[int, tuple[Step, float]] = {}
+    for number in range(PASSES * len(shapes)):
+        index = number % len(shapes)
+        rig = Rig(model, shapes[index], block_length)
+        seconds[index] += rig.rounds(most_seconds / PASSES)
+        if index not in made:
+            made[index] = rig.described(), rig.distinct()
+        is_last = number + 1 == PASSES * len(shapes)
+        yield number + 1, [Timing(made[at][0], tuple(seconds[at]), made[at][1]) for at in made] if is_last else []
 
 
 def _levels(proposals: int, block_length: int) -> tuple[int, ...]:
@@ -169,12 +188,6 @@ class Watched:
         """Each layer's shares of its experts."""
         assert self.counts is not None, "nothing was run"
         return tuple(tuple((layer / layer.sum()).tolist()) for layer in self.counts.double())
-
-
-def timings(model: Network, shapes: list[Shape], block_length: int, *, most_seconds: float) -> Iterator[Timing]:
-    """Each shape in turn."""
-    for shape in shapes:
-        yield Rig(model, shape, block_length).timing(most_seconds)
 
 
 def save_trace(path: Path, rig: Rig) -> None:

@@ -15,6 +15,7 @@ from zaya_core.option import check_options, option
 if TYPE_CHECKING:
     from zaya_core.config import ModelConfig
     from zaya_core.devices import Device
+    from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.profile.acceptance import Acceptance
     from zaya_core.profile.report import Grid
     from zaya_core.profile.sweep import Scene
@@ -27,6 +28,7 @@ zaya profile zaya1-8b --device mi300x --stage midtrain --tokens 600B --ranks 102
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CONTEXTS = (1024, 4096, 16384, 32768, 65536, 131072)
 PROPOSALS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+MEASURED_BATCHES, MEASURED_CONTEXTS, MEASURED_PROPOSALS = (1, 4, 16), (128, 1024, 4096), (1, 3)
 HERE = ("auto", "cpu", "cuda")
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -50,6 +52,13 @@ class ProfileConfig:
     reached: bool = option(False, help="use the best measured FLOP/s and bytes/s where the sheet has them, not the peaks")
     launch_us: float | None = option(None, help="microseconds that each kernel adds; the sheet's by default", minimum=0)
     focus: str = option("1x4096,32x32768", help="BATCHxCONTEXT,...: cells shown beside other methods and part by part")
+    measure: bool = option(False, help="run the model on this machine: --device is then auto, cpu or cuda")
+    measure_seconds: float = option(2.0, help="measure: rounds of a shape until they are steady, or so long", above=0)
+    prompts: Path | None = option(
+        None, help='measure: .jsonl of {"prompt": TEXT} for acceptance and routing; a few of ours by default'
+    )
+    prompt_tokens: int = option(64, help="measure: tokens to generate from each prompt", minimum=2)
+    trace: Path | None = option(None, help="measure: write the last shape's steps as a chrome trace")
     cells: bool = option(False, help="also list every cell of the sweep")
     save_settings: Path | None = option(None, help="write the best cells for `generate --proposals auto --settings FILE`")
     plot: Path | None = option(None, help="write roofline, speed-up map and break-even curve as a picture; needs zaya[plot]")
@@ -66,6 +75,10 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.measure and (self.device not in HERE or self.stage != "decode"):
+            raise ConfigError(f"--measure runs decoding here, expected --device auto, cpu or cuda, got {self.device}, {self.stage}")
+        if self.trace is not None and not self.measure:
+            raise ConfigError("--trace is written by --measure", hint="add --measure")
 
 
 def run(config: ProfileConfig) -> Iterator[Event]:
@@ -93,6 +106,8 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
     scene, grid = _scene(config, model, device, dtype), _grid(config, model)
     yield from _warnings(config, device, dtype)
     yield Result({"model": name, "dtype": dtype} | summary(scene, device))
+    if config.measure:
+        scene = yield from _measured(config, model, scene, grid, dtype)
     yield Result({"assumed": assumptions(scene, device, _acceptance_text(config))})
     variants = variant_table(
         model, device, width=scene.width, block_length=scene.block_length, context=grid.contexts[len(grid.contexts) // 2]
@@ -118,6 +133,32 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
             config.plot, scene, grid, best, edges, title=f"{name} on {device.name}, {dtype}, acceptance {_acceptance_text(config)}"
         )
         yield Note(f"wrote {config.plot}")
+
+
+def _measured(config: ProfileConfig, model: "ModelConfig", scene: "Scene", grid: "Grid", dtype: str) -> Iterator[Event]:
+    """Run the model; returns the scene as it was found."""
+    from zaya_core.data.sources import read_prompts
+    from zaya_core.data.tokenizer import TextTokenizer
+    from zaya_core.model.init import random_serving
+    from zaya_core.model.load import load_serving
+    from zaya_core.model.parity import PROMPTS
+    from zaya_core.profile.measure import Shape
+    from zaya_core.runtime import DTYPES, pick_device
+    from zaya_core.stages.measuring import Plan, measured
+
+    device = pick_device(config.device)
+    counts = [0, *sorted({setting.proposals for setting in grid.settings})]
+    shapes = [Shape(batch, context, count) for batch in grid.batches for context in grid.contexts for count in counts]
+    checkpoint = _checkpoint(config)
+    if checkpoint is None:
+        yield Note("a preset: random weights, no prompts")
+        network, tokenizer = random_serving(model, dtype=DTYPES[dtype], device=device), None
+    else:
+        network = load_serving(checkpoint, dtype=DTYPES[dtype], device=device)
+        tokenizer = TextTokenizer(checkpoint.path) if checkpoint.config.tidar else None
+    prompts = list(read_prompts(config.prompts)) if config.prompts else list(PROMPTS)
+    plan = Plan(shapes, config.measure_seconds, prompts, config.prompt_tokens, config.trace)
+    return (yield from measured(plan, network, scene, tokenizer))
 
 
 def _focus(config: ProfileConfig, scene: "Scene", grid: "Grid") -> Iterator[Event]:
@@ -176,17 +217,26 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Result:
 
 
 def _model(config: ProfileConfig) -> tuple[str, "ModelConfig"]:
-    """Name and shape. A directory of a preset's name wins over the preset."""
+    """Name and shape."""
+    from zaya_core.presets import PRESETS
+
+    checkpoint = _checkpoint(config)
+    if checkpoint is None:
+        return str(config.model), PRESETS[str(config.model)]
+    return checkpoint.path.name, checkpoint.config
+
+
+def _checkpoint(config: ProfileConfig) -> "Checkpoint | None":
+    """None for a preset; a directory of a preset's name wins over it."""
     from zaya_core.presets import PRESETS
 
     if config.model in PRESETS and not Path(config.model).exists():
-        return config.model, PRESETS[config.model]
+        return None
     from zaya_core.assets import BUNDLED
     from zaya_core.io.hub import checkpoint_path
     from zaya_core.model.load import open_source
 
-    path = BUNDLED if config.model is None else checkpoint_path(Path(config.model))
-    return path.name, open_source(path).checkpoint.config
+    return open_source(BUNDLED if config.model is None else checkpoint_path(Path(config.model))).checkpoint
 
 
 def _device(config: ProfileConfig) -> tuple["Device", str]:
@@ -259,10 +309,12 @@ def _grid(config: ProfileConfig, model: "ModelConfig") -> "Grid":
     from zaya_core.profile.sweep import settings_of
 
     trained, limit = _trained_block(config, model), model.max_position_embeddings
-    batches = _numbers("--batch", config.batch, list(BATCHES))
-    contexts = _numbers("--context", config.context, [size for size in CONTEXTS if size <= limit] or [limit])
+    batches = _numbers("--batch", config.batch, list(MEASURED_BATCHES if config.measure else BATCHES))
+    sizes = MEASURED_CONTEXTS if config.measure else CONTEXTS
+    contexts = _numbers("--context", config.context, [size for size in sizes if size <= limit] or [limit])
     blocks = _numbers("--block", config.block, sorted({max(2, trained // 4), max(2, trained // 2), trained}))
-    proposals = _numbers("--proposals", config.proposals, sorted({*(n for n in PROPOSALS if n < trained), trained}))
+    counts = MEASURED_PROPOSALS if config.measure else PROPOSALS
+    proposals = _numbers("--proposals", config.proposals, sorted({*(n for n in counts if n < trained), trained}))
     if max(blocks) > trained:
         raise ConfigError(f"--block is {max(blocks)}, expected at most the trained {trained}")
     settings = settings_of(blocks, proposals)
