@@ -64,15 +64,16 @@ def rival_seconds(scene: Scene, batch: int, context: int, rival: Rival) -> float
 
 
 def compared(scene: Scene, chosen: Cell) -> list[dict[str, Any]]:
-    """A line for AR with and without captured graphs, the TiDAR setting `chosen` and each rival, at its batch and context."""
+    """A line for AR as the scene launches it (captured graphs) and eager, the TiDAR setting `chosen` and each rival, at its batch and context."""
     ar, batch, context = chosen.ar_seconds, chosen.batch, chosen.context
     kernels = total(scene.parts(ar_step(batch, context))).kernels
     eager = ar + kernels * max(0.0, EAGER_LAUNCH_SECONDS - scene.pace.launch_seconds)
     tidar = f"tidar, block {chosen.block}, {chosen.proposals} proposals"
     tokens = chosen.tokens_per_forward
     rounds = [
-        ("ar, captured graph", 1.0, ar, ""),
-        (f"ar, eager, {EAGER_LAUNCH_SECONDS * 1e6:g} us a launch", 1.0, eager, ""),
+        ("ar", 1.0, ar, ""),
+        # A looping engine's launches are eager already.
+        *([] if scene.loops else [(f"ar, eager, {EAGER_LAUNCH_SECONDS * 1e6:g} us a launch", 1.0, eager, "")]),
         (tidar, tokens, tokens * ar / chosen.speed_up, TIDAR_PUBLISHED),
         *((one.name, one.tokens_per_forward, rival_seconds(scene, batch, context, one), one.published) for one in RIVALS),
     ]

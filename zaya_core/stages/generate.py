@@ -41,7 +41,8 @@ class GenerateConfig:
         None, help="mix: weight of the AR logits, 0.5 by default; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1
     )
     block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
-    proposals: str = option("auto", help=f"blocks proposed per forward: auto ({AUTO_PROPOSALS}), all, or a number")
+    proposals: str = option("auto", help=f"blocks proposed per forward: auto ({AUTO_PROPOSALS} or --settings), all, or a number")
+    settings: Path | None = option(None, help="with --proposals auto: file of `zaya profile --save-settings`")
     max_new_tokens: int = option(256, help="tokens to generate, exactly, unless the text ends before", minimum=1, short="n")
     temperature: float | None = option(None, help="0 is greedy; generation_config.json's or 1 by default", minimum=0)
     top_k: int = option(0, help="keep the k likeliest tokens; 0 keeps all", minimum=0)
@@ -68,10 +69,12 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     from zaya_core.io.hub import checkpoint_path
     from zaya_core.model.load import load_serving
     from zaya_core.runtime import pick_device, pick_dtype
+    from zaya_core.stages.tuning import opened_settings, tuned
 
     checkpoint = Checkpoint.open(checkpoint_path(config.model) if config.model else BUNDLED)
     tokenizer = TextTokenizer(checkpoint.path)
     how = _decoding(config, checkpoint, tokenizer.known_ids)
+    settings = opened_settings(config.settings if config.proposals == "auto" else None, how)
     prompts = _read_prompts(config)
     rows = [tokenizer.encode(prompt, special=not config.raw) for prompt in prompts]
     for row in rows:
@@ -85,7 +88,8 @@ def run(config: GenerateConfig) -> Iterator[Event]:
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         described = {"index": index, "prompt": prompt, "seed": seed + index}
-        yield from _complete(config, model, tokenizer, described, row, how)
+        own = tuned(how, settings, batch=1, num_prompt_tokens=len(row))
+        yield from _complete(config, model, tokenizer, described, row, own)
 
 
 def _complete(

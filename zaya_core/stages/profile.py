@@ -51,7 +51,7 @@ class ProfileConfig:
     correlation: float = option(0.0, help="chance that a slot repeats another's expert; 0: independent", minimum=0, maximum=1)
     reached: bool = option(False, help="use the best measured FLOP/s and bytes/s where the sheet has them, not the peaks")
     launch_us: float | None = option(None, help="microseconds that each kernel adds; the sheet's by default", minimum=0)
-    focus: str = option("1x4096,32x32768", help="BATCHxCONTEXT,...: cells shown beside other methods and part by part")
+    focus: str = option("auto", help="BATCHxCONTEXT,...: cells shown beside other methods and part by part, 1x4096,32x32768")
     measure: bool = option(False, help="run the model on this machine: --device is then auto, cpu or cuda")
     measure_seconds: float = option(2.0, help="measure: rounds of a shape until they are steady, or so long", above=0)
     prompts: Path | None = option(
@@ -168,7 +168,7 @@ def _focus(config: ProfileConfig, scene: "Scene", grid: "Grid") -> Iterator[Even
     from zaya_core.profile.sweep import Setting, cell
 
     methods, parts = [], []
-    for batch, context in _places(config.focus):
+    for batch, context in _places(config.focus, grid):
         drafting = [one for one in (cell(scene, batch, context, setting) for setting in grid.settings) if one.fits]
         if not drafting:
             yield Warn(f"batch {batch} at context {context} does not fit the device's memory")
@@ -335,7 +335,11 @@ def _numbers(flag: str, text: str, default: list[int]) -> list[int]:
     return numbers
 
 
-def _places(text: str) -> list[tuple[int, int]]:
+def _places(text: str, grid: "Grid") -> list[tuple[int, int]]:
+    """The cells of --focus; auto: a small one and the middle one."""
+    if text == "auto":
+        small = grid.batches[0], grid.contexts[min(1, len(grid.contexts) - 1)]
+        return [small, (grid.batches[len(grid.batches) // 2], grid.contexts[len(grid.contexts) // 2])]
     try:
         places = [(int(batch), int(context)) for batch, context in (part.split("x") for part in text.split(",") if part)]
     except ValueError:
