@@ -224,7 +224,7 @@ def _dry_run(config: TrainConfig, changed: "Callable[[ModelConfig], ModelConfig]
     from zaya_core.config import Tidar
     from zaya_core.io.checkpoint import RUN_IN_PROGRESS, Checkpoint
     from zaya_core.io.hub import checkpoint_path
-    from zaya_core.model.init import PRESETS
+    from zaya_core.presets import PRESETS
     from zaya_core.stages.planning import planned
     from zaya_core.train.run import Run
 
