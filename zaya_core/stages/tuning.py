@@ -4,7 +4,6 @@ With a file nothing but a request's own size is looked at, so that a seeded requ
 (tidar.md section 3). What is measured is for requests whose seed nobody gave.
 """
 
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from zaya_core.settings import Settings
 
 TRIED = (1, 2, 3, 5)  # proposals
-ROUNDS = 4  # steps of each, after one to warm up
+ROUNDS = 6  # steps of each, of which the fastest counts: others may have been disturbed
 LONGEST = 2048  # tokens of history measured at: more would take longer than it can save
 TYPICAL = 0.7  # chance of a draft token where the checkpoint's certificate says nothing
 
@@ -74,7 +73,7 @@ def measured_settings(
 
 
 def _step_seconds(model: "ServingModel", verify: int, proposals: int, block_length: int, *, batch: int, context: int) -> float:
-    """Median seconds of a forward of `batch` rows and its rows of logits, after as many tokens as `context` and LONGEST allow."""
+    """Seconds of a forward of `batch` rows and its rows of logits, after as many tokens as `context` and LONGEST allow."""
     import torch
 
     from zaya_core.layout import template
@@ -87,19 +86,19 @@ def _step_seconds(model: "ServingModel", verify: int, proposals: int, block_leng
     generator, seconds = torch.Generator().manual_seed(0), []
     for row in rows:
         row.length = history  # of whatever lies in memory: time does not depend on it
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         began = time.perf_counter()
         ids = torch.randint(model.config.vocab_size, (batch, slots), generator=generator)
         ids[:, verify:] = model.config.tidar.mask_token_id if model.config.tidar else 0
         hidden = model(ids.view(1, -1).to(model.device), pool.layout([(row, step) for row in rows]), pool)[0]
         model.logits(hidden.view(batch, slots, -1)[:, : 2 * verify - 1].flatten(0, 1)).softmax(-1)
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+    return min(seconds)
 
 
 def _chance_seen(checkpoint: "Checkpoint", block_length: int) -> float:
     """The constant chance of a draft token that makes the simulated acceptance length of the checkpoint's training."""
-    metrics = checkpoint.certificate().get("metrics", {})
+    metrics = (checkpoint.certificate() or {}).get("metrics", {})
     length = metrics.get("eval_acceptance_length", metrics.get("acceptance_length"))
     if length is None:
         return TYPICAL
