@@ -64,7 +64,7 @@ def rival_seconds(scene: Scene, batch: int, context: int, rival: Rival) -> float
 
 
 def compared(scene: Scene, chosen: Cell) -> list[dict[str, Any]]:
-    """A line for AR as the scene launches it (captured graphs) and eager, the TiDAR setting `chosen`, and each rival there."""
+    """A line for AR as the scene launches it and eager, for the TiDAR setting `chosen` and each rival, at its batch and context."""
     ar, batch, context = chosen.ar_seconds, chosen.batch, chosen.context
     kernels = total(scene.parts(ar_step(batch, context))).kernels
     eager = ar + kernels * max(0.0, EAGER_LAUNCH_SECONDS - scene.pace.launch_seconds)
