@@ -17,7 +17,7 @@ from zaya_cli.options import read_config
 ROOT = Path(__file__).parents[1]
 CORE, CLI = ROOT / "zaya_core", ROOT / "zaya_cli"
 
-VALUES = {"errors", "events", "option", "config", "runtime", "assets"}
+VALUES = {"errors", "events", "option", "config", "runtime", "devices", "assets"}
 MAY_IMPORT = {
     **dict.fromkeys(VALUES, VALUES),
     "layout": VALUES,
