@@ -1,6 +1,7 @@
-"""What training keeps in memory: activations recomputed instead of kept, freed pages kept, and what to say when it runs out."""
+"""What training keeps in memory: activations or what recomputes them, freed pages, few programs; and what to say when it ends."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from zaya_core.model.decoder import Zaya
 
 OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 KNOBS = "lower --batch-size (and raise --gradient-accumulation-steps), lower --seq-len, or give --gradient-checkpointing full"
+KEPT_PROGRAMS = 32
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRODUCTS = (
     torch.ops.aten.mm.default,
@@ -49,6 +51,14 @@ def keep_freed_pages() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 2**30)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def keep_few_programs() -> None:
+    """Let oneDNN keep few of the programs that it builds, one for every shape of a bfloat16 product; call it before the first.
+
+    Experts get another number of rows in every step. Measured with 50 M parameters on a CPU with AMX: 3.0 GB instead of 4.1, 3 % more time.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_PROGRAMS))
 
 
 @contextmanager
