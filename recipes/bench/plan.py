@@ -48,22 +48,22 @@ CASES = (
 def main(cases: tuple[tuple[str, str, str, int, int], ...]) -> None:
     """One JSON line a case."""
     with tempfile.TemporaryDirectory() as work:
-        model = Path(work, "model")
-        model.mkdir()
-        write_checkpoint(
-            model,
-            config=CONFIG,
-            tensors=random_tensors(CONFIG, seed=0, dtype=torch.float32),
-            dtype=torch.float32,
-            certificate={"stage": "init"},
-            generation={},
-        )
-        TextTokenizer(BUNDLED).copy_to(model)
-        Path(work, "text.txt").write_text(" ".join(str(number * number) for number in range(20_000)))
+        model = written_model(Path(work))
         for case in cases:
             planned, found = planned_bytes(*case), measured_bytes(model, Path(work), *case)
             line = {"case": case, "planned_gb": round(planned / 1e9, 3), "measured_gb": round(found / 1e9, 3)}
             print(json.dumps(line | {"ratio": round(planned / found, 3)}), flush=True)
+
+
+def written_model(work: Path) -> Path:
+    """A random checkpoint in `work`, and text.txt beside it to train on."""
+    model = work / "model"
+    model.mkdir()
+    tensors = random_tensors(CONFIG, seed=0, dtype=torch.float32)
+    write_checkpoint(model, config=CONFIG, tensors=tensors, dtype=torch.float32, certificate={"stage": "init"}, generation={})
+    TextTokenizer(BUNDLED).copy_to(model)
+    (work / "text.txt").write_text(" ".join(str(number * number) for number in range(20_000)))
+    return model
 
 
 def planned_bytes(objective: str, checkpointing: str, dtype: str, ranks: int, save_every: int) -> float:

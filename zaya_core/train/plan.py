@@ -12,6 +12,7 @@ from zaya_core.ops.loss import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 
 PROGRAM_BYTES = 0.36e9  # python, torch and its libraries
 PRODUCT_BYTES = 0.14e9  # the bfloat16 products' programs and scratch (memory.py, KEPT_PROGRAMS)
+RANKS_BYTES = 0.1e9  # torch.distributed, where there are several ranks
 ASSUMED_UTILISATION = 0.35  # of the peak FLOP/s; published figures for MoE models lie between .25 and .45
 STEP_OVERHEAD = 10 * 4  # bytes a slot and hidden unit of the backward's temporaries
 
@@ -96,7 +97,7 @@ def memory_of(config: ModelConfig, work: Work) -> dict[str, float]:
         gathered = 3 * (narrow * experts + wide * sizes.layer_rest) + 2 * wide * experts + 3 * wide * sizes.vocabulary
         gathered += 4 * narrow * config.num_key_value_heads * config.head_dim * work.batch_size * work.seq_len * (work.context > 1)
     parts["gathered_bytes"] = gathered
-    parts["program_bytes"] = PROGRAM_BYTES + (PRODUCT_BYTES if narrow < wide else 0)
+    parts["program_bytes"] = PROGRAM_BYTES + (PRODUCT_BYTES if narrow < wide else 0) + (RANKS_BYTES if work.world > 1 else 0)
     parts["total_bytes"] = sum(parts.values())
     parts["save_bytes"] = wide * (1 + moments) * sizes.total
     largest = max(sizes.layer_experts * 2 / 3, config.vocab_size * config.hidden_size)
