@@ -17,7 +17,7 @@ from zaya_cli.options import read_config
 ROOT = Path(__file__).parents[1]
 CORE, CLI = ROOT / "zaya_core", ROOT / "zaya_cli"
 
-VALUES = {"errors", "events", "option", "config", "runtime", "assets"}
+VALUES = {"errors", "events", "option", "config", "runtime", "assets", "devices", "presets", "settings"}
 MAY_IMPORT = {
     **dict.fromkeys(VALUES, VALUES),
     "layout": VALUES,
@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "model": VALUES | {"layout", "ops"},
     "engine": VALUES | {"layout", "ops", "model"},
     "train": VALUES | {"layout", "ops", "model", "io", "data"},
+    "profile": VALUES | {"layout", "model", "engine", "train"},
     "server": VALUES | {"layout", "ops", "model", "io", "data", "engine"},
-    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "server"},
+    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "profile", "server"},
 }
 # A checkpoint into a model, and two of them compared: the only places of model/ that see files.
 KNOWN = {"model/load.py": {"io"}, "model/parity.py": {"io", "data"}}

@@ -20,6 +20,8 @@ from zaya_cli.options import Output
 from zaya_cli.render import amount, bar_figures, cell, document_line, footer, has_color, metrics_line, table_rows, token_runs
 from zaya_core.events import Ask, Drafts, Event, Metrics, Note, Progress, Result, Text, Warn
 
+PIPE_WIDTH = 240  # columns of a table that goes to a file
+
 
 class Console:
     """Shows one run's events; as a context manager it leaves the terminal whole whatever the run ends in."""
@@ -85,7 +87,7 @@ class Console:
             if not self.output.quiet:
                 self._say(footer(values["stats"]), "dim")
         elif "table" in values:
-            self._grid(values["table"])
+            self._grid(values["table"], values.get("title"))
         elif "documents" in values:
             self._row(values)
         else:
@@ -137,8 +139,10 @@ class Console:
                 line.append(text if has_loss else f"⟦{text}⟧", style="" if has_loss else "dim")
             self.stdout.print(line, soft_wrap=True)
 
-    def _grid(self, rows: list[dict[str, Any]]) -> None:
+    def _grid(self, rows: list[dict[str, Any]], title: str | None) -> None:
         """Rows of the same keys under one another."""
+        if title:
+            self.stdout.print(Line(f"\n{title}", style="bold"), soft_wrap=True)
         grid = Table(*rows[0], box=None, header_style="cyan", pad_edge=False)
         for row in rows:
             grid.add_row(*(cell(key, value) for key, value in row.items()))
@@ -202,7 +206,9 @@ class Completions:
 
 
 def _screen(stream: TextIO) -> Screen:
-    return Screen(file=stream, color_system="auto" if has_color(stream) else None)
+    # Nobody looks at the width of a pipe: what is wide stays whole there.
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Screen(file=stream, width=width, color_system="auto" if has_color(stream) else None)
 
 
 def _bars(screen: Screen) -> Bars:

@@ -2,7 +2,7 @@
 
     python recipes/bench/decode.py [--preset bench] [--rounds 5] [--only ar,step,prefill,flat,memory]
 
-`ar`: ms a token at temperature 1 after a prompt of 256. `step`: 16 draft tokens and three blocks of 16 masks after 256 tokens, beside
+`ar`: ms a token at temperature 1 after a prompt of 256. `step`: 16 draft tokens and three blocks of 16 masks after 256 tokens, and
 their forward of 64 tokens on a cache; with the mask id, which routes to few experts, and with random ids. `prefill`: 4096 tokens.
 `flat`: ms a token of ours early and late in one long text, less the time in attention. `memory`: anonymous and shared memory at
 its peak, over the weights. Contenders take turns; medians. The roofline is bytes of touched weights and K/V over the measured
@@ -27,11 +27,10 @@ from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.request import Decoding, Request
 from zaya_core.layout import template
-from zaya_core.model.init import random_tensors
+from zaya_core.model.init import PRESETS, random_tensors
 from zaya_core.model.load import meta_model
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
-from zaya_core.model.init import PRESETS
 from zaya_core.runtime import keep_freed_pages
 
 PROMPT, DRAFT, BLOCK, LEVELS, MASK = 256, 16, 16, (4, 8, 16), 4
@@ -52,7 +51,8 @@ def main() -> None:
         measure_memory(config, options.preset)
     keep_freed_pages()
     bandwidth, flops = machine()
-    print(f"{options.preset}: bfloat16, {torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, products {flops / 1e12:.2f} TFLOP/s")
+    rates = f"copy {bandwidth / 1e9:.1f} GB/s, products {flops / 1e12:.2f} TFLOP/s"
+    print(f"{options.preset}: bfloat16, {torch.get_num_threads()} threads; {rates}")
     ours, theirs = our_model(config), their_model(config)
     torch.manual_seed(0)
     token_ids = torch.randint(16, config.vocab_size, (1, 4096))
@@ -143,17 +143,28 @@ def measure_ar(ours: ServingModel, theirs: torch.nn.Module, prompt: Tensor, roun
         for _ in decode(ours, prompt[0].tolist(), how, SeededChance(0)):
             pass
 
-    (mine, other), (mine_one, other_one) = (
-        in_turns(lambda: our_run(tokens), lambda: their_run(tokens), rounds) for tokens in (65, 1)
-    )
+    mine, other = in_turns(lambda: our_run(65), lambda: their_run(65), rounds)
+    mine_one, other_one = in_turns(lambda: our_run(1), lambda: their_run(1), rounds)
     mine, other = (mine - mine_one) / 64, (other - other_one) / 64
     config = ours.config
     floor = bytes_of(config, config.num_hidden_layers, PROMPT + 32) / bandwidth
-    print(f"ar: ours {mine * 1e3:.2f} ms a token, transformers {other * 1e3:.2f}: {other / mine:.2f}x; roofline {floor * 1e3:.2f} ms, {floor / mine:.0%} of it reached")
+    print(f"ar: ours {mine * 1e3:.2f} ms a token, transformers {other * 1e3:.2f}: {other / mine:.2f}x; {reached(floor, mine)}")
+
+
+def reached(floor: float, seconds: float) -> str:
+    """How far from the roofline."""
+    return f"roofline {floor * 1e3:.2f} ms, {floor / seconds:.0%} of it reached"
 
 
 def measure_step(
-    name: str, ours: ServingModel, theirs: torch.nn.Module, prompt: Tensor, slots: Tensor, rounds: int, bandwidth: float, flops: float
+    name: str,
+    ours: ServingModel,
+    theirs: torch.nn.Module,
+    prompt: Tensor,
+    slots: Tensor,
+    rounds: int,
+    bandwidth: float,
+    flops: float,
 ) -> None:
     """One forward of SLOTS slots after the prompt, all logits, on both."""
     sequence = OurSequence(ours, prompt)
@@ -170,16 +181,16 @@ def measure_step(
     config = ours.config
     active = 6 * config.hidden_size * config.moe_intermediate_size + 2 * (bytes_of(config, 0, 0) / 2 / config.num_hidden_layers)
     floor = bytes_of(config, union, PROMPT) / bandwidth + SLOTS * active * config.num_hidden_layers / flops
-    print(
-        f"step of {SLOTS} slots, {name}, {union / config.num_hidden_layers:.1f} of {config.num_experts} experts: ours {mine * 1e3:.1f} ms, "
-        f"transformers {other * 1e3:.1f}: {mine / other:.2f} of it; roofline {floor * 1e3:.1f} ms, {floor / mine:.0%} of it reached"
-    )
+    experts = f"{union / config.num_hidden_layers:.1f} of {config.num_experts} experts"
+    times = f"ours {mine * 1e3:.1f} ms, transformers {other * 1e3:.1f}: {mine / other:.2f} of it"
+    print(f"step of {SLOTS} slots, {name}, {experts}: {times}; {reached(floor, mine)}")
 
 
 def bytes_of(config: ModelConfig, num_experts: int, context: int) -> float:
     """Bytes that a forward reads: `num_experts` experts in all layers together, everything else once, and K/V of the context."""
     model = meta_model(config)
-    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n) / (config.num_hidden_layers * config.num_experts)
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    experts /= config.num_hidden_layers * config.num_experts
     rest = sum(p.numel() for n, p in model.named_parameters() if ".experts." not in n)
     kept = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers * context
     return 2 * (num_experts * experts + rest + kept)
@@ -197,7 +208,7 @@ def measure_prefill(ours: ServingModel, theirs: torch.nn.Module, token_ids: Tens
 
 
 def measure_flatness(ours: ServingModel, prompt: Tensor) -> None:
-    """One text of 4,100 tokens; the medians of 50 steps at its beginning and end, and what attention takes of them by the profiler."""
+    """One text of 4,100 tokens: the medians of 50 steps early and late, and what attention takes of them by the profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     engine = Engine(ours, num_slots=4400, max_rows=1)
@@ -235,7 +246,8 @@ def measure_memory(config: ModelConfig, preset: str) -> None:
             time.sleep(0.002)
         weights = mine.recv()
         process.join()
-    print(f"memory: peak {peak / 1e9:.2f} GB of which {base / 1e9:.2f} before loading, weights {weights / 1e9:.2f}: {(peak - base) / weights:.2f} of them")
+    share = (peak - base) / weights
+    print(f"memory: peak {peak / 1e9:.2f} GB, {base / 1e9:.2f} before loading, weights {weights / 1e9:.2f} GB: {share:.2f} of them")
 
 
 def decode_watched(directory: str, pipe: multiprocessing.connection.Connection) -> None:

@@ -27,8 +27,9 @@ def measure(kind: str, vocab_size: int, seq_len: int) -> None:
     from zaya_core.config import Tidar
     from zaya_core.data.packing import Batch
     from zaya_core.model import Zaya
-    from zaya_core.model.init import PRESETS, random_tensors
+    from zaya_core.model.init import random_tensors
     from zaya_core.ops.loss import head_loss_slow
+    from zaya_core.presets import PRESETS
     from zaya_core.train import objective
 
     if kind == "full":

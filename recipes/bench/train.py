@@ -21,7 +21,8 @@ from transformers import ZayaConfig, ZayaForCausalLM
 
 from zaya_core.config import ModelConfig, Tidar
 from zaya_core.data.packing import Batch
-from zaya_core.model.init import PRESETS, random_tensors
+from zaya_core.model.init import random_tensors
+from zaya_core.presets import PRESETS
 from zaya_core.runtime import keep_freed_pages
 from zaya_core.train.objective import Objective, backward
 from zaya_core.train.optim import make_optimizer

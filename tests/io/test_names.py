@@ -10,7 +10,7 @@ from zaya_core.io.checkpoint import stored_tensors
 from zaya_core.io.legacy import native_config
 from zaya_core.io.names import BLOCKS, detect_dialect, native_plan, original_names
 from zaya_core.io.weights import TensorInfo
-from zaya_core.model.init import PRESETS
+from zaya_core.presets import PRESETS
 
 NET = Original()
 FULL = Original(attention_bias=True, head="biased")

@@ -11,7 +11,7 @@ import pytest
 from tests.checkpoints import write_random
 from zaya_cli.app import main
 from zaya_core.io.weights import SINGLE
-from zaya_core.model.init import PRESETS
+from zaya_core.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SMALL = PRESETS["tiny"].with_changes(vocab_size=320)

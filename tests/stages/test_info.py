@@ -15,7 +15,7 @@ from zaya_core.errors import CheckpointError, ConfigError, ZayaError
 from zaya_core.io.checkpoint import Checkpoint, certificate, stored_tensors, write_checkpoint
 from zaya_core.io.files import publish
 from zaya_core.io.weights import write_tensors
-from zaya_core.model.init import PRESETS
+from zaya_core.presets import PRESETS
 from zaya_core.stages.info import InfoConfig, count_parameters, run
 
 SMALL = TINY.with_changes(vocab_size=320)

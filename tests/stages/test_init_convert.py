@@ -15,7 +15,7 @@ from zaya_core.errors import CheckpointError, ConfigError
 from zaya_core.events import Result
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.io.weights import SINGLE, read_tensors
-from zaya_core.model.init import PRESETS
+from zaya_core.presets import PRESETS
 from zaya_core.stages import convert, init
 
 SMALL = PRESETS["tiny"].with_changes(vocab_size=320)  # the tokenizer's 300 ids, and free rows

@@ -1,79 +1,14 @@
-"""A random network, from a preset: upstream's initialisation (model.md A12), but for the key temperature."""
+"""A random network: upstream's initialisation (model.md A12), but for the key temperature."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from zaya_core.config import ModelConfig, Rope
+from zaya_core.config import ModelConfig
 from zaya_core.model.load import meta_model
-
-_ZAYA1_8B = ModelConfig()
-
-PRESETS: dict[str, ModelConfig] = {
-    # For tests: everything small, a sliding layer included.
-    "tiny": ModelConfig(
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        moe_intermediate_size=64,
-        num_experts=4,
-        router_hidden_size=32,
-        layer_types=("hybrid", "hybrid_sliding", "hybrid"),
-        sliding_window=64,
-        max_position_embeddings=1024,
-        eos_token_id=1,
-        rope_parameters={"hybrid": Rope(rope_theta=1e4)},
-    ),
-    # The quickstart's size, and the bundled checkpoint's.
-    "mini": ModelConfig(
-        vocab_size=4096,
-        hidden_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        moe_intermediate_size=256,
-        num_experts=8,
-        router_hidden_size=64,
-        max_position_embeddings=8192,
-        eos_token_id=1,
-        rope_parameters={"hybrid": Rope(rope_theta=1e5)},
-    ),
-    # For speed: large enough that weights come from memory, small enough for a laptop.
-    "bench": ModelConfig(
-        vocab_size=32768,
-        hidden_size=1024,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=64,
-        moe_intermediate_size=1024,
-        num_experts=16,
-        router_hidden_size=256,
-        max_position_embeddings=32768,
-        eos_token_id=1,
-        rope_parameters={"hybrid": Rope(rope_theta=1e6)},
-    ),
-    "zaya1-8b": _ZAYA1_8B,
-    "zaya1-base": _ZAYA1_8B.with_changes(
-        max_position_embeddings=32768, eos_token_id=1, rope_parameters={"hybrid": Rope(rope_theta=1e6)}
-    ),
-    "zaya1-74b": _ZAYA1_8B.with_changes(
-        hidden_size=4096,
-        num_hidden_layers=60,
-        num_attention_heads=16,
-        num_experts=24,
-        moe_intermediate_size=4096,
-        layer_types=("hybrid_sliding", "hybrid") * 30,
-        sliding_window=4097,
-        max_position_embeddings=262144,
-        eos_token_id=1,
-    ),
-}
+from zaya_core.model.serving import ServingModel
+from zaya_core.runtime import keep_freed_pages
 
 
 def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -99,3 +34,14 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
         if name == "model.embed_tokens.weight" and config.pad_token_id is not None:
             tensor[config.pad_token_id] = 0.0
         yield name, tensor
+
+
+def random_serving(config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> ServingModel:
+    """A network of random weights laid out for decoding: to time, not to talk to."""
+    keep_freed_pages()
+    tensors = {name: tensor.to(device) for name, tensor in random_tensors(config, seed=0, dtype=dtype)}
+    if config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model = meta_model(config).requires_grad_(False)
+    model.load_state_dict(tensors, assign=True)
+    return ServingModel(model.eval())

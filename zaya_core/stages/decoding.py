@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from zaya_core.engine.request import Decoding
     from zaya_core.io.checkpoint import Checkpoint
 
-AUTO_PROPOSALS = 3
+AUTO_PROPOSALS = 3  # of a seeded request without --settings: no timing may decide what it draws
 DEFAULT_MIX_WEIGHT = 0.5
 
 
@@ -26,7 +26,8 @@ class DecodingConfig:
         None, help="mix: weight of the AR logits, 0.5 by default; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1
     )
     block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
-    proposals: str = option("auto", help=f"blocks proposed per forward: auto ({AUTO_PROPOSALS}), all, or a number")
+    proposals: str = option("auto", help="blocks proposed per forward: auto (what pays here), all, or a number")
+    settings: Path | None = option(None, help="with --proposals auto: file of `zaya profile --save-settings`")
     max_new_tokens: int = option(256, help="tokens to generate, exactly, unless the text ends before", minimum=1, short="n")
     temperature: float | None = option(None, help="0 is greedy; generation_config.json's or 1 by default", minimum=0)
     top_k: int = option(0, help="keep the k likeliest tokens; 0 keeps all", minimum=0)
@@ -45,6 +46,8 @@ class DecodingConfig:
         check_options(self)
         if self.proposals not in ("auto", "all") and not self.proposals.isdigit():
             raise ConfigError(f"--proposals is {self.proposals!r}, expected auto, all or a number")
+        if self.settings is not None and self.proposals != "auto":
+            raise ConfigError(f"--settings chooses where --proposals is auto, got {self.proposals}", hint="leave one of them out")
         if not all(self.stop):
             raise ConfigError("--stop is empty, expected some text")
 

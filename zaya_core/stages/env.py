@@ -18,28 +18,27 @@ class EnvConfig:
 
 
 def run(config: EnvConfig) -> Iterator[Event]:
-    """One Result: software, processor, accelerators, and the dtype that `auto` would pick for bfloat16 weights."""
-    import os
+    """One Result: software, processor, accelerators, what `auto` picks for bfloat16 weights, and what it all implies."""
     import platform
 
     import torch
 
+    from zaya_core.profile.inventory import accelerators, implications, processor
     from zaya_core.runtime import has_fast_bfloat16, pick_device, pick_dtype, versions
 
     device = pick_device("auto")
-    accelerators = [torch.cuda.get_device_properties(index).name for index in range(torch.cuda.device_count())]
     yield Result(
         versions()
+        | {"machine": platform.machine()}
+        | processor()
         | {
-            "machine": platform.machine(),
-            "num_cores": os.cpu_count(),
-            "num_threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "has_fast_bfloat16": has_fast_bfloat16(),
             "hip": torch.version.hip,
             "cuda": torch.version.cuda,
-            "accelerators": accelerators,
+            "accelerators": accelerators(),
             "auto_device": str(device),
             "auto_dtype": str(pick_dtype("auto", torch.bfloat16, device, num_elements=0)).removeprefix("torch."),
+            "implies": implications(device),
         }
     )

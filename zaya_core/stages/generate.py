@@ -1,8 +1,8 @@
 """`zaya generate`: continue prompts with one of the three samplers, talk, show drafts, or check that lossless is lossless."""
 
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,16 @@ from zaya_core.assets import BUNDLED
 from zaya_core.errors import ConfigError
 from zaya_core.events import Drafts, Event, Note, Text
 from zaya_core.option import flag_name, option
-from zaya_core.stages.decoding import DecodingConfig, decoding, idle_flags
+from zaya_core.stages.decoding import AUTO_PROPOSALS, DecodingConfig, decoding, idle_flags
 from zaya_core.stages.prompts import Dresser, Prompt, PromptConfig, check_room, read_all
+from zaya_core.stages.tuning import measured_settings, opened_settings, tuned
 
 if TYPE_CHECKING:
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.engine.request import Decoding
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.model.serving import ServingModel
+    from zaya_core.settings import Settings
     from zaya_core.stages.completing import Job
 
 EXAMPLE = """
@@ -72,6 +74,7 @@ class Opened:
     checkpoint: "Checkpoint"
     tokenizer: "TextTokenizer"
     how: "Decoding"
+    settings: "Settings | None" = None
 
     def model(self, config: DecodingConfig) -> "ServingModel":
         """Its network on the device and in the dtype that the options name."""
@@ -88,6 +91,20 @@ class Opened:
         yield Note(f"{self.checkpoint.path.name}: {config.sampler}, {dtype} on {model.device}")
         for flag in idle_flags(config):
             yield Note(f"{flag} has no effect with --sampler {config.sampler}")
+
+    def settled(
+        self, config: DecodingConfig, model: "ServingModel", *, batch: int, context: int
+    ) -> Generator[Event, None, "Opened"]:
+        """Say what runs; returns itself with what `--proposals auto` comes to on this machine, at this batch and context."""
+        yield from self.described(config, model)
+        if config.proposals != "auto" or not self.how.block_length or self.settings is not None:
+            return self
+        if config.seed is not None:
+            yield Note(f"proposals auto: {AUTO_PROPOSALS}, as for every seeded request without --settings")
+            return self
+        settings, says = measured_settings(model, self.how, self.checkpoint, batch=batch, context=context)
+        yield Note(f"proposals auto: {says}")
+        return replace(self, settings=settings)
 
 
 def run(config: GenerateConfig) -> Iterator[Event]:
@@ -128,7 +145,8 @@ def open_checkpoint(config: DecodingConfig) -> Opened:
 
     checkpoint = Checkpoint.open(checkpoint_path(config.model) if config.model else BUNDLED)
     tokenizer = TextTokenizer(checkpoint.path)
-    return Opened(checkpoint, tokenizer, decoding(config, checkpoint, tokenizer))
+    how = decoding(config, checkpoint, tokenizer)
+    return Opened(checkpoint, tokenizer, how, opened_settings(config.settings, how))
 
 
 def drawn_seed(config: DecodingConfig) -> int:
@@ -136,11 +154,15 @@ def drawn_seed(config: DecodingConfig) -> int:
     return secrets.randbelow(2**31) if config.seed is None else config.seed
 
 
-def job_of(config: GenerateConfig, opened: Opened, prompts: list[Prompt], *, index: int, seed: int) -> "Job":
-    """Completion `index` of all: each prompt has `config.n` in a row."""
+def jobs_of(config: GenerateConfig, opened: Opened, prompts: list[Prompt], indices: Iterable[int], *, seed: int) -> "Iterator[Job]":
+    """Completions by their number among all: each prompt has `config.n` in a row."""
     from zaya_core.stages.completing import Job
 
-    return Job(index, prompts[index // config.n], seed + index, opened.how, config.stop)
+    for index in indices:
+        prompt = prompts[index // config.n]
+        size = len(prompt.token_ids(opened.tokenizer))
+        how = tuned(opened.how, opened.settings, batch=config.batch_size, num_prompt_tokens=size)
+        yield Job(index, prompt, seed + index, how, config.stop)
 
 
 def engine_slots(config: GenerateConfig, opened: Opened, sizes: list[int]) -> int:
@@ -156,11 +178,11 @@ def _shown(config: GenerateConfig, opened: Opened, prompts: list[Prompt], sizes:
     from zaya_core.stages.tracing import traced
 
     model, seed, total = opened.model(config), drawn_seed(config), len(prompts) * config.n
-    yield from opened.described(config, model)
+    opened = yield from opened.settled(config, model, batch=config.batch_size, context=max(sizes) + config.max_new_tokens)
     rows = min(config.batch_size, total)
     engine = Engine(model, num_slots=engine_slots(config, opened, sizes), max_rows=rows)
     shown = Shown.of(config, drafts=config.show_drafts or config.trace is not None, batch_size=rows)
-    jobs = (job_of(config, opened, prompts, index=index, seed=seed) for index in range(total))
+    jobs = jobs_of(config, opened, prompts, range(total), seed=seed)
     events = in_order(complete(engine, jobs, opened.tokenizer, shown=shown))
     unwanted = Text if config.show_drafts else Drafts  # both say the same tokens
     for event in traced(config.trace, events) if config.trace else events:

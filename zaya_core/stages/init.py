@@ -71,7 +71,7 @@ def run(config: InitConfig) -> Iterator[Event]:
 
 def _model_config(config: InitConfig) -> "ModelConfig":
     from zaya_core.config import nearest
-    from zaya_core.model.init import PRESETS
+    from zaya_core.presets import PRESETS
 
     if config.preset not in PRESETS:
         raise ConfigError(f"preset {config.preset!r} is unknown", hint=nearest(config.preset, list(PRESETS)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note, Progress, Result
 from zaya_core.option import resolved
-from zaya_core.stages.generate import GenerateConfig, Opened, drawn_seed, engine_slots, job_of
+from zaya_core.stages.generate import GenerateConfig, Opened, drawn_seed, engine_slots, jobs_of
 from zaya_core.stages.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def _make(
     if file.world > 1:
         _take_own_device()
     model = opened.model(config)
-    yield from opened.described(config, model)
+    opened = yield from opened.settled(config, model, batch=config.batch_size, context=max(sizes) + config.max_new_tokens)
     rows = min(config.batch_size, len(indices))
     engine = Engine(model, num_slots=engine_slots(config, opened, sizes), max_rows=rows)
-    jobs = (job_of(config, opened, prompts, index=index, seed=seed) for index in indices)
+    jobs = jobs_of(config, opened, prompts, indices, seed=seed)
     began = time.perf_counter()
     with InterruptFlag() as flag:
         for event in complete(engine, jobs, opened.tokenizer, shown=Shown.of(config, drafts=False, batch_size=rows)):

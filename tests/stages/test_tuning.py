@@ -1,0 +1,60 @@
+"""The settings file changes what `generate` does: how much it drafts, whether it drafts at all, and never the text's law."""
+
+import json
+
+import pytest
+
+from zaya_core.errors import ConfigError
+from zaya_core.events import Result
+from zaya_core.settings import Settings, Tuned
+from zaya_core.stages.generate import GenerateConfig, run
+
+PROMPT = "import os\n\n\ndef main():"
+
+
+def completion(path, **options):
+    given = {"prompt": PROMPT, "max_new_tokens": 24, "temperature": 0.0, "seed": 0, "ignore_eos": True, "dtype": "float32"}
+    events = run(GenerateConfig(**(given | options), settings=path))
+    return next(event.values for event in events if isinstance(event, Result))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """`settings(block, proposals)` -> a file with this cell for short contexts, and AR for long ones."""
+
+    def write(block, proposals, block_length=16):
+        path = tmp_path / f"{block}-{proposals}.json"
+        cells = (Tuned(1, 64, block, proposals, 2.0), Tuned(1, 4096, 1, 0, 1.0))
+        path.write_text(json.dumps(Settings("tiny", "here", "float32", "0.8", block_length, cells).to_json()))
+        return path
+
+    return write
+
+
+def test_the_settings_file_changes_what_generate_does(settings):
+    plain = completion(None)
+    whole, short, none = (completion(settings(*cell)) for cell in ((16, 16), (4, 1), (1, 0)))
+    assert plain["token_ids"] == whole["token_ids"] == short["token_ids"] == none["token_ids"]
+    assert len(whole["stats"]["acceptance_histogram"]) == 16
+    assert len(short["stats"]["acceptance_histogram"]) == 4
+    assert none["stats"]["tokens_per_forward"] == 1
+    assert none["stats"]["num_forwards"] > short["stats"]["num_forwards"] >= whole["stats"]["num_forwards"]
+
+
+def test_a_long_request_has_the_cell_of_its_own_context(settings):
+    path = settings(16, 3)
+    assert completion(path)["stats"]["tokens_per_forward"] > 1
+    assert completion(path, prompt=PROMPT * 100)["stats"]["tokens_per_forward"] == 1
+
+
+def test_an_explicit_number_and_the_ar_sampler_do_not_read_it(tmp_path):
+    missing = tmp_path / "missing.json"
+    assert completion(missing, proposals="2")["stats"]["tokens_per_forward"] > 1
+    assert completion(missing, sampler="ar")["stats"]["tokens_per_forward"] == 1
+    with pytest.raises(ConfigError, match="cannot be read"):
+        completion(missing)
+
+
+def test_settings_for_another_block_are_refused(settings):
+    with pytest.raises(ConfigError, match="blocks of 8, expected the model's 16"):
+        completion(settings(8, 1, block_length=8))
