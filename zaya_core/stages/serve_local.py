@@ -108,12 +108,13 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     from zaya_core.engine.batch import Engine
     from zaya_core.model.load import load_model
     from zaya_core.model.serving import ServingModel
-    from zaya_core.runtime import pick_device, pick_dtype
+    from zaya_core.runtime import leave_a_core, pick_device, pick_dtype
     from zaya_core.server.answering import Service
     from zaya_core.server.served import describe
     from zaya_core.server.worker import Worker
 
     device = pick_device(config.device)
+    leave_a_core()
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
     model = ServingModel(load_model(checkpoint, dtype=dtype, device=device))
