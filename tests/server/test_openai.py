@@ -236,6 +236,13 @@ def test_drafts_are_shown_in_a_field_of_their_own(server):
     assert all(isinstance(step["draft"], str) for step in told)
 
 
+def test_usage_so_far_in_every_chunk(server):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    counts = [part.usage.completion_tokens for part in text(server, stream=True, stream_options=options)]
+    assert counts == sorted(counts)
+    assert counts[-1] == 20
+
+
 def test_mix_of_weight_one_is_lossless(server):
     lossless = text(server, extra_body={"zaya": {"sampler": "lossless", "proposals": "all"}})
     mixed = text(server, extra_body={"zaya": {"sampler": "mix", "mix_weight": 1.0, "proposals": "all"}})

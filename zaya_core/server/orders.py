@@ -56,6 +56,7 @@ class Assignment:
     seed: int
     is_streamed: bool
     includes_usage: bool
+    includes_usage_so_far: bool
     shows_drafts: bool
     echoes: bool = False
     texts: tuple[str, ...] = ()
@@ -142,6 +143,7 @@ def _common(sent: Shared, served: Served) -> dict[str, Any]:
         "seed": secrets.randbelow(2**31) if sent.seed is None else sent.seed % SEEDS,
         "is_streamed": bool(sent.stream),
         "includes_usage": bool(sent.stream_options and sent.stream_options.include_usage),
+        "includes_usage_so_far": bool(sent.stream_options and sent.stream_options.continuous_usage_stats),
         "shows_drafts": options.show_drafts,
     }
 

@@ -71,7 +71,7 @@ class Reply:
     def chunks(self, piece: Piece) -> Iterator[bytes]:
         """What a piece adds to the stream, and the end of its choice."""
         for choice in self._deltas(piece):
-            yield event({**self._head, "object": self.chunk_kind, "choices": [choice], **self._no_usage()})
+            yield event({**self._head, "object": self.chunk_kind, "choices": [choice], **self._usage_so_far()})
 
     def last_chunks(self) -> Iterator[bytes]:
         """Usage where it was asked for, and the end."""
@@ -87,7 +87,9 @@ class Reply:
         """What there is to tell before anything is written."""
         return []
 
-    def _no_usage(self) -> dict[str, None]:
+    def _usage_so_far(self) -> dict[str, Any]:
+        if self.assignment.includes_usage_so_far:
+            return {"usage": self.usage()}
         return {"usage": None} if self.assignment.includes_usage else {}
 
     def _num_choices(self) -> int:

@@ -62,9 +62,10 @@ class ZayaOptions(Sent):
 
 
 class StreamOptions(Sent):
-    """`stream_options`."""
+    """`stream_options`; `continuous_usage_stats` tells the usage so far in every chunk, as vLLM's clients ask for."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: only(False) = None
 
 
