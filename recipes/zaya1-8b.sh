@@ -20,10 +20,11 @@ if [ -n "${DRY_RUN:-}" ]; then
   zaya sft zaya1-8b "$work/tuned" --config $at/sft.yaml "${common[@]}"
   exit
 fi
-ZAYA="python -m torch.distributed.run --standalone --nproc-per-node 8 -m zaya_cli"
+launch="python -m torch.distributed.run --nproc-per-node 8"
+ZAYA="$launch --standalone -m zaya_cli"
 if [ "$nodes" -gt 1 ]; then
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  ZAYA="srun --ntasks-per-node 1 python -m torch.distributed.run --nnodes $nodes --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $head:29500 -m zaya_cli"
+  ZAYA="srun --ntasks-per-node 1 $launch --nnodes $nodes --rdzv-backend c10d --rdzv-endpoint $head:29500 -m zaya_cli"
 fi
 [ -d "$work/tidar" ] || zaya convert "$base" "$work/tidar" --block 16
 # One process tokenises first: it may take longer than ranks wait for each other.
