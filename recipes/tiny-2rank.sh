@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pipeline of zaya1-8b.sh for real, at toy size, on two CPU ranks (gloo): each stage under another axis. Two minutes.
+# The pipeline of zaya1-8b.sh for real, at toy size, on two CPU ranks (gloo): each stage under another axis.
 # Usage: recipes/tiny-2rank.sh WORKDIR
 set -euo pipefail
 work=$(realpath -m "${1:?usage: recipes/tiny-2rank.sh WORKDIR}")
