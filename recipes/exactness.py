@@ -1,8 +1,8 @@
 """Is greedy `lossless` greedy `ar`? Token for token on the bundled model, in float64, float32 and bfloat16.
 
-Prompts are windows of held-out standard-library files. A difference is printed with the margin between the two best AR logits at
-that place, read in float64: in low precision a verify forward of many rows and a decode forward of one use other kernels, and a
-margin below their rounding may fall either way. Run: python recipes/exactness.py [PROMPTS [TOKENS [DTYPE ...]]]
+Prompts are windows of held-out standard-library files. A difference is printed with the margin between the AR logits of the two
+tokens at that place, read in float64: in low precision a verify forward of many rows and a decode forward of one use other kernels,
+and a margin below their rounding may fall either way. Run: python recipes/exactness.py [PROMPTS [TOKENS [DTYPE ...]]]
 """
 
 import sys
@@ -12,13 +12,10 @@ import torch
 from zaya_core.assets import BUNDLED
 from zaya_core.data.sources import standard_library
 from zaya_core.data.tokenizer import TextTokenizer
-from zaya_core.engine.chance import SeededChance
-from zaya_core.engine.decode import decode
+from zaya_core.engine.check import greedy_difference
 from zaya_core.engine.draft import Proposals
 from zaya_core.engine.request import Decoding
 from zaya_core.io.checkpoint import Checkpoint
-from zaya_core.layout import causal
-from zaya_core.model import Zaya
 from zaya_core.model.load import load_model
 from zaya_core.ops.sampling import Sampler
 from zaya_core.runtime import DTYPES
@@ -36,41 +33,23 @@ def held_out_windows(tokenizer: TextTokenizer, count: int, length: int = 40) -> 
     return windows
 
 
-def greedy(model: Zaya, prompt: list[int], tokens: int, *, drafts: bool) -> list[int]:
-    """Greedy tokens, with three proposals a forward or with none."""
-    tidar = model.config.tidar
-    block = tidar.block_length if drafts else 0
+def differences(dtype: torch.dtype, count: int, tokens: int) -> list[float]:
+    """The margin, read in float64, at the first difference of every prompt that has one; three proposals a forward."""
+    checkpoint = Checkpoint.open(BUNDLED)
+    model = load_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
+    exact = load_model(checkpoint, dtype=torch.float64, device=torch.device("cpu"))
+    tidar = checkpoint.config.tidar
     how = Decoding(
         tokens,
         Sampler(0.0),
         proposals=Proposals(3),
-        block_length=block,
-        verify_length=max(1, block),
+        block_length=tidar.block_length,
+        verify_length=tidar.block_length,
         forbidden=(tidar.mask_token_id,),
     )
-    return [final.token_id for committed in decode(model, prompt, how, SeededChance(0)) for final in committed.finals]
-
-
-@torch.no_grad()
-def margin(model: Zaya, ids: list[int]) -> float:
-    """Best less second-best logit after `ids`."""
-    hidden = model(torch.tensor([ids]), causal(torch.zeros(1, dtype=torch.int64), len(ids)))
-    best = model.logits(hidden[0, -1]).topk(2).values
-    return float(best[0] - best[1])
-
-
-def differences(dtype: torch.dtype, count: int, tokens: int) -> list[float]:
-    """The margin at the first difference of every prompt that has one."""
-    checkpoint = Checkpoint.open(BUNDLED)
-    model = load_model(checkpoint, dtype=dtype, device=torch.device("cpu"))
-    exact = load_model(checkpoint, dtype=torch.float64, device=torch.device("cpu"))
-    found = []
-    for prompt in held_out_windows(TextTokenizer(checkpoint.path), count):
-        drafted, plain = (greedy(model, prompt, tokens, drafts=drafts) for drafts in (True, False))
-        if drafted != plain:
-            place = next(at for at, pair in enumerate(zip(drafted, plain, strict=True)) if pair[0] != pair[1])
-            found.append(margin(exact, prompt + plain[:place]))
-    return found
+    prompts = held_out_windows(TextTokenizer(checkpoint.path), count)
+    found = (greedy_difference(model, prompt, how) for prompt in prompts)
+    return [difference.read_by(exact).margin for difference in found if difference is not None]
 
 
 def main(arguments: list[str]) -> int:

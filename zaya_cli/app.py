@@ -8,10 +8,11 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,10 @@ from zaya_cli.failure import report
 from zaya_cli.options import argument_rows, parameters, read_config, read_output
 from zaya_core import __version__
 from zaya_core.config import nearest
+
+if TYPE_CHECKING:
+    from zaya_cli.console import Console
+    from zaya_core.events import Event
 
 ABOUT = "Turn an autoregressive mixture-of-experts language model into a block-diffusion one (TiDAR), and run it."
 PRECEDENCE = "Every option is also a key of --config FILE.yaml and a variable ZAYA_<NAME>; a flag wins, then the file."
@@ -69,9 +74,7 @@ class StageCommand(click.Command):
         try:
             config = read_config(self.config_class, ctx)
             with Console(output) as console:
-                for event in self.stage.run(config):
-                    if speaks_for_all():
-                        console.show(event)
+                perform(self.stage.run(config), console)
         except (click.ClickException, BrokenPipeError):
             raise
         except Exception:
@@ -124,6 +127,15 @@ def main(arguments: Sequence[str] | None = None, *, commands: Sequence[Command] 
         return _reader_left()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
+
+
+def perform(events: "Generator[Event, str | None, None]", console: "Console") -> None:
+    """Draw a stage's events, and send the user's line back where one asks."""
+    reply = None
+    with suppress(StopIteration):
+        while True:
+            event = events.send(reply)
+            reply = console.show(event) if speaks_for_all() else None
 
 
 def speaks_for_all() -> bool:

@@ -14,9 +14,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text as Line
 
+from zaya_cli.asking import ask
+from zaya_cli.drafts import DraftView
 from zaya_cli.options import Output
 from zaya_cli.render import amount, bar_figures, cell, document_line, footer, has_color, metrics_line, table_rows, token_runs
-from zaya_core.events import Event, Metrics, Note, Progress, Result, Text, Warn
+from zaya_core.events import Ask, Drafts, Event, Metrics, Note, Progress, Result, Text, Warn
 
 PIPE_WIDTH = 240  # columns of a table that goes to a file
 
@@ -29,6 +31,7 @@ class Console:
         self.stdout = _screen(sys.stdout)
         self.stderr = _screen(sys.stderr)
         self.completions = Completions(sys.stdout)
+        self.drafts = DraftView(self.stdout, is_live=has_color(sys.stdout))
         self.bars = _bars(self.stderr) if self._wants_bars() else None
         self.tasks: dict[str, TaskID] = {}
 
@@ -38,11 +41,17 @@ class Console:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop_bars()
         if not isinstance(error, BrokenPipeError):
+            self.drafts.end()
             self.completions.close()
 
-    def show(self, event: Event) -> None:
-        """Draw one event."""
+    def show(self, event: Event) -> str | None:
+        """Draw one event; the user's line where it asks for one."""
         match event:
+            case Ask():
+                return self._ask(event)
+            case Drafts() if not self.output.as_json:
+                self._stop_bars()
+                self.drafts.show(event)
             case Text():
                 self._text(event)
             case Result():
@@ -55,6 +64,13 @@ class Console:
                 self._say(f"warning: {event.text}", "yellow")
             case Note() if not self.output.quiet:
                 self._say(event.text, "dim")
+        return None
+
+    def _ask(self, event: Ask) -> str | None:
+        self._stop_bars()
+        self.drafts.end()
+        self.completions.close()
+        return ask(event.text)
 
     def _text(self, event: Text) -> None:
         if not self.output.as_json:
@@ -66,6 +82,7 @@ class Console:
         if self.output.as_json:
             self._json(values)
         elif "stats" in values:
+            self.drafts.end()
             self.completions.finish(values.get("index", 0))
             if not self.output.quiet:
                 self._say(footer(values["stats"]), "dim")

@@ -50,6 +50,29 @@ class Text(Event):
 
 
 @dataclass(frozen=True)
+class Drafts(Event):
+    """What one forward did to completion `index`, as (token id, text) pieces, `seconds` after the start.
+
+    Final are `accepted`, then `drawn` (the verifier's own); `rejected` had been drafted after the accepted, and `pre_drafted` is
+    what the next forward will judge.
+    """
+
+    index: int
+    seconds: float
+    accepted: tuple[tuple[int, str], ...] = ()
+    drawn: tuple[tuple[int, str], ...] = ()
+    rejected: tuple[tuple[int, str], ...] = ()
+    pre_drafted: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ask(Event):
+    """A question to the user. Whoever draws the events sends the line back into the generator, or None where no more will come."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Result(Event):
     """A finished product, one JSON object of the command's contract (`--json` prints it)."""
 

@@ -9,7 +9,7 @@ predecessor of a slot is not the slot to its left. `NO_HISTORY` points at the ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import torch
@@ -110,6 +110,9 @@ def side_by_side(steps: Sequence[Layout], lengths: Sequence[int]) -> Layout:
     Each is a document, numbered in order; `prev` indexes [HISTORY slots of each | slots]. Clean slots come first in each step only,
     so `num_clean` is 0.
     """
+    if len(steps) == 1:
+        (only,), (length,) = steps, lengths
+        return replace(only, position=only.position + length, start=only.start + length, num_clean=0)
     sizes = torch.tensor([step.position.shape[1] for step in steps])
     number = torch.arange(len(steps)).repeat_interleave(sizes)
     length, begin = torch.tensor(lengths)[number], (sizes.cumsum(0) - sizes)[number]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from tests.models import SLIDING, TINY, random_ids, random_model
 from tests.sequences import Sequence
 from zaya_core.config import Tidar
-from zaya_core.engine.batch import PREFILL_CHUNK, Engine, chunks
+from zaya_core.engine.batch import Engine, chunks
 from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Proposals, Verifier
@@ -96,12 +97,12 @@ def test_the_pool_has_only_so_much_room(network):
 
 
 def test_long_prompts_leave_room_for_short_ones():
-    assert chunks({}) == {}
-    assert chunks({3: 10}) == {3: 10}
-    assert chunks({3: 9000}) == {3: PREFILL_CHUNK}
-    shared = chunks({3: 9000, 4: 100, 5: 8000, 6: 20})
-    assert shared == {3: PREFILL_CHUNK // 2, 6: 20, 4: 100, 5: PREFILL_CHUNK // 2 - 120}
-    assert sum(chunks({number: 9000 for number in range(9)}).values()) == PREFILL_CHUNK
+    assert chunks({}, 1000) == {}
+    assert chunks({3: 10}, 1000) == {3: 10}
+    assert chunks({3: 9000}, 1000) == {3: 1000}
+    shared = chunks({3: 9000, 4: 100, 5: 8000, 6: 20}, 1000)
+    assert shared == {3: 500, 6: 20, 4: 100, 5: 380}
+    assert sum(chunks(dict.fromkeys(range(9), 9000), 1000).values()) == 1000
 
 
 def test_experts_are_those_of_a_whole_forward(network):
@@ -141,10 +142,64 @@ def test_drafts_are_told_as_they_are(network):
     how = Decoding(30, Sampler(3.0), Verifier(0.3), Proposals(2), BLOCK, BLOCK, forbidden=(4,))
     parts = list(decode(network, [5, 6, 7], how, SeededChance(3)))
     assert parts[0].drafted == ()
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in pairwise(parts):
         assert part.drafted == (before.finals[-1].token_id, *before.pre_drafted)
         ids = [final.token_id for final in part.finals]
         accepted = part.drafted[1 : part.num_accepted]
         assert tuple(ids[: len(accepted)]) == accepted[: len(ids)]
     assert parts[-1].pre_drafted == ()
     assert sum(part.num_accepted > 1 for part in parts) > 3
+
+
+def served(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    """Token ids of each request, all in work together."""
+    tickets, ids = [engine.add(request) for request in requests], {}
+    while engine.num_rows:
+        for ticket, committed in engine.step().items():
+            ids.setdefault(ticket, []).extend(final.token_id for final in committed.finals)
+    return [ids[ticket] for ticket in tickets]
+
+
+def drafting(prompt: list[int], seed: int, tokens: int = 20) -> Request:
+    how = Decoding(
+        tokens, Sampler(2.0), proposals=Proposals(2), block_length=BLOCK, verify_length=BLOCK, forbidden=(4,), num_top_logprobs=1
+    )
+    return Request(prompt, how, SeededChance(seed))
+
+
+def test_a_prefix_that_was_read_is_not_read_again(network):
+    """The second turn of a conversation, several completions of one prompt, and a prompt that shares only its beginning."""
+    first = random_ids(network.config, 1, 200)[0].tolist()
+    engine = Engine(network, num_slots=3000, max_rows=4, keep_prefixes=2)
+    (answer,) = served(engine, [drafting(first, 0)])
+    second = [*first, *answer, *random_ids(network.config, 1, 30, seed=1)[0].tolist()]
+    third = [*first[:100], *random_ids(network.config, 1, 90, seed=2)[0].tolist()]
+    assert engine.prefixes.num_reused == 0
+    turns = served(engine, [drafting(second, 1), drafting(third, 2)])
+    assert engine.prefixes.num_reused == 192 + 64
+    for ids, prompt, seed in zip(turns, (second, third), (1, 2), strict=True):
+        assert ids == [final.token_id for final in alone(network, drafting(prompt, seed), seed)]
+    together = served(engine, [drafting(third, seed) for seed in (5, 6, 7, 8)])
+    assert engine.prefixes.num_reused == 192 + 64 + 4 * 128
+    for ids, seed in zip(together, (5, 6, 7, 8), strict=True):
+        assert ids == [final.token_id for final in alone(network, drafting(third, seed), seed)]
+
+
+def test_completions_of_one_prompt_read_it_once(network):
+    prompt = random_ids(network.config, 1, 150, seed=3)[0].tolist()
+    engine = Engine(network, num_slots=3000, max_rows=4)
+    together = served(engine, [drafting(prompt, seed) for seed in range(4)])
+    assert engine.prefixes.num_reused == 3 * 128
+    assert together == [[f.token_id for f in alone(network, drafting(prompt, seed), seed)] for seed in range(4)]
+
+
+def test_kept_prefixes_make_room(network):
+    """They hold places only as long as nobody needs them, and the most recently used goes last."""
+    prompts = [random_ids(network.config, 1, 100, seed=seed)[0].tolist() for seed in range(3)]
+    size = drafting(prompts[0], 0).num_slots
+    engine = Engine(network, num_slots=size + 150, max_rows=1, keep_prefixes=5)
+    for number, prompt in enumerate(prompts):
+        assert engine.has_room(drafting(prompt, number))
+        served(engine, [drafting(prompt, number)])
+    assert not engine.has_room(drafting(prompts[0] * 5, 0))
+    assert engine.has_room(drafting(prompts[2], 2))

@@ -77,10 +77,10 @@ def ar_law(model, prompt, how) -> dict[tuple[int, ...], float]:
             law[ids] = 1.0
             for place, logits in enumerate(model.logits(hidden)):
                 may_come = how.constraint.allowed(ids[:place]) if how.constraint else None
-                logits = logits if may_come is None else logits.masked_fill(~may_come, float("-inf"))
+                masked = logits if may_come is None else logits.masked_fill(~may_come, float("-inf"))
                 seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
                 seen[0, prompt + list(ids[:place])] = True
-                law[ids] *= float(how.sampler.law(logits[None], forbidden, seen)[0, ids[place]])
+                law[ids] *= float(how.sampler.law(masked[None], forbidden, seen)[0, ids[place]])
     return law
 
 

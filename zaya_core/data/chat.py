@@ -101,15 +101,19 @@ class ChatTemplate:
 
 
 def chat_template(tokenizer: TextTokenizer) -> ChatTemplate:
-    """The checkpoint's own template, from chat_template.jinja or tokenizer_config.json, else ChatML."""
+    """The checkpoint's own template, else ChatML."""
+    return own_template(tokenizer) or ChatTemplate(default_template(tokenizer), "the built-in ChatML template", _tokens(tokenizer))
+
+
+def own_template(tokenizer: TextTokenizer) -> ChatTemplate | None:
+    """The template in chat_template.jinja or tokenizer_config.json."""
     path = tokenizer.directory / TEMPLATE
-    tokens = {name: _name(tokenizer.settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     stored = tokenizer.settings.get("chat_template")
     if path.exists():
-        return ChatTemplate(path.read_text(encoding="utf-8"), str(path), tokens)
+        return ChatTemplate(path.read_text(encoding="utf-8"), str(path), _tokens(tokenizer))
     if isinstance(stored, str):
-        return ChatTemplate(stored, str(tokenizer.directory / "tokenizer_config.json"), tokens)
-    return ChatTemplate(default_template(tokenizer), "the built-in ChatML template", tokens)
+        return ChatTemplate(stored, str(tokenizer.directory / "tokenizer_config.json"), _tokens(tokenizer))
+    return None
 
 
 def default_template(tokenizer: TextTokenizer) -> str:
@@ -121,7 +125,7 @@ def default_template(tokenizer: TextTokenizer) -> str:
 def write_template(directory: Path) -> None:
     """Give the checkpoint in `directory` a template if it has none."""
     tokenizer = TextTokenizer(directory)
-    if not (directory / TEMPLATE).exists() and not isinstance(tokenizer.settings.get("chat_template"), str):
+    if own_template(tokenizer) is None:
         (directory / TEMPLATE).write_text(default_template(tokenizer), encoding="utf-8")
 
 
@@ -164,6 +168,11 @@ def _raise(message: str) -> str:
 
 def _now(form: str) -> str:
     return datetime.now().strftime(form)
+
+
+def _tokens(tokenizer: TextTokenizer) -> dict[str, str]:
+    """The special tokens that templates call by name."""
+    return {name: _name(tokenizer.settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
 
 def _name(token: Any) -> str:

@@ -111,7 +111,7 @@ class Examiner:
         return self._conversation(place, shorter)
 
     def _conversation(self, place: str, messages: Any) -> Example:
-        _check_messages(place, messages)
+        check_messages(place, messages)
         try:
             text, spans = self.template.spans(messages)
         except DataError as error:
@@ -157,7 +157,8 @@ def kind_of(place: str, row: dict[str, Any]) -> str:
     )
 
 
-def _check_messages(place: str, messages: Any) -> None:
+def check_messages(place: str, messages: Any) -> None:
+    """A DataError that starts with `place` unless these are messages with a role and a content each."""
     if not isinstance(messages, list) or not messages:
         raise DataError(f'{place}: "messages" is {type(messages).__name__}, expected a list of messages')
     for number, message in enumerate(messages, 1):

@@ -101,14 +101,11 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: byte {error.start} is not UTF-8") from error
 
 
-def read_prompts(path: Path) -> Iterator[str]:
-    """The prompts of a .jsonl of {"prompt": TEXT}."""
+def read_jsonl(path: Path, flag: str) -> Iterator[Row]:
+    """The objects of a .jsonl that an option named `flag` gives."""
     if not path.is_file():
-        raise DataError(f"--input {path} is not a file")
-    for place, row in _read_jsonl(path):
-        if not isinstance(row.get("prompt"), str):
-            raise DataError(f'{place}: expected an object with a string "prompt"')
-        yield row["prompt"]
+        raise DataError(f"{flag} {path} is not a file")
+    return _read_jsonl(path)
 
 
 def _suffix(path: Path) -> str:

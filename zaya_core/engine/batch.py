@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from zaya_core.config import ModelConfig
+from zaya_core.engine.prefix import Prefixes
 from zaya_core.engine.request import Committed, Final, Request
 from zaya_core.engine.run import Run, Share
 from zaya_core.layout import Layout, template
 from zaya_core.model.pool import Pool
 from zaya_core.ops.sampling import Sampler
 
-PREFILL_CHUNK = 1024  # prompt tokens in one forward, of all requests together
+PREFILL_CHUNK = 2048  # prompt tokens in one forward, of all requests together
+BESIDE_DECODING = 512  # the same while others wait for their next token
 LOGITS_AT_ONCE = 2**26  # elements of rows x V that are held at a time
 
 
@@ -35,7 +37,7 @@ class Network(Protocol):
         """[R, D] -> [R, V]."""
         ...
 
-    def new_pool(self, num_slots: int, *, max_rows: int) -> Pool:
+    def new_pool(self, num_slots: int, *, max_rows: int, marks: bool) -> Pool:
         """An empty pool."""
         ...
 
@@ -65,11 +67,15 @@ class Turn:
 
 
 class Engine:
-    """Decodes up to `max_rows` requests together, whose histories share a pool of `num_slots` tokens of K and V."""
+    """Decodes up to `max_rows` requests together, whose histories share a pool of `num_slots` tokens of K and V.
 
-    def __init__(self, model: Network, *, num_slots: int, max_rows: int) -> None:
+    What another request has read already, or `keep_prefixes` requests that have left, is not read again.
+    """
+
+    def __init__(self, model: Network, *, num_slots: int, max_rows: int, keep_prefixes: int = 0) -> None:
         self.model, self.max_rows = model, max_rows
-        self.pool = model.new_pool(num_slots, max_rows=max_rows)
+        self.pool = model.new_pool(num_slots, max_rows=max_rows + keep_prefixes, marks=max_rows > 1 or keep_prefixes > 0)
+        self.prefixes = Prefixes(self.pool, keep_prefixes)
         self._runs: dict[int, Run] = {}
         self._known_forbidden: dict[tuple[int, ...], Tensor] = {}
         self._next_ticket = 0
@@ -80,8 +86,8 @@ class Engine:
         return len(self._runs)
 
     def has_room(self, request: Request) -> bool:
-        """May it be added now?"""
-        return self.pool.gap_for(request.num_slots) is not None
+        """May it be added now? Prefixes that are only kept make room."""
+        return self.num_rows < self.max_rows and self.prefixes.make_room(request.num_slots)
 
     def add(self, request: Request) -> int:
         """Take a request in, which `has_room` allowed; returns the ticket under which its tokens come."""
@@ -92,7 +98,8 @@ class Engine:
 
     def cancel(self, ticket: int) -> None:
         """Let a request go, finished or not; its places are free for others."""
-        self.pool.close(self._runs.pop(ticket).row)
+        run = self._runs.pop(ticket)
+        self.prefixes.keep(run.row, run.history())
 
     @torch.inference_mode()
     def step(self) -> dict[int, Committed]:
@@ -122,10 +129,13 @@ class Engine:
     def _turns(self) -> list[Turn]:
         """Every request that decodes, then chunks of unread prompts."""
         turns = [Turn(ticket, run, run.share(0)) for ticket, run in self._runs.items() if run.draft is not None]
-        unread = {ticket: run.num_unread for ticket, run in self._runs.items() if run.draft is None}
-        return turns + [
-            Turn(ticket, self._runs[ticket], self._runs[ticket].share(count)) for ticket, count in chunks(unread).items()
-        ]
+        reading = [run for run in self._runs.values() if run.draft is None]
+        for run in reading:
+            if run.row.length == 0 and not run.how.return_experts:
+                self.prefixes.find(run, [other for other in self._runs.values() if other is not run])
+        unread = {ticket: run.num_unread for ticket, run in self._runs.items() if run.draft is None and not run.waits_for(reading)}
+        shares = chunks(unread, BESIDE_DECODING if turns else PREFILL_CHUNK)
+        return turns + [Turn(ticket, self._runs[ticket], self._runs[ticket].share(count)) for ticket, count in shares.items()]
 
     def _forward(self, turns: list[Turn], routing: list[Tensor] | None) -> Tensor:
         """All turns' slots end to end -> hidden [T, D]."""
@@ -183,17 +193,17 @@ class Engine:
         return self._known_forbidden[ids]
 
 
-def chunks(unread: dict[int, int]) -> dict[int, int]:
-    """How many tokens of each unread prompt go into a forward, together at most PREFILL_CHUNK.
+def chunks(unread: dict[int, int], most: int) -> dict[int, int]:
+    """How many tokens of each unread prompt go into a forward, together at most `most`.
 
     The shortest rest first, so that a long prompt holds up no short ones; but half belongs to the oldest, so that it gets on.
     """
     if not unread:
         return {}
     oldest = min(unread)
-    taken = {oldest: min(unread[oldest], PREFILL_CHUNK // 2 if len(unread) > 1 else PREFILL_CHUNK)}
+    taken = {oldest: min(unread[oldest], most // 2 if len(unread) > 1 else most)}
     for ticket in sorted(unread, key=lambda ticket: unread[ticket]):
-        room = PREFILL_CHUNK - sum(taken.values())
+        room = most - sum(taken.values())
         if ticket != oldest and room:
             taken[ticket] = min(unread[ticket], room)
     return taken

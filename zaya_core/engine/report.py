@@ -8,19 +8,33 @@ from zaya_core.engine.request import Committed
 
 @dataclass
 class Tally:
-    """Counts over one completion. The first Committed is the prefill's token; each later one is a forward's."""
+    """Tokens of one completion by the forward that made them final: the prefill's first, then each later one's."""
 
-    num_tokens: int = 0
-    num_forwards: int = 0
-    histogram: dict[int, int] = field(default_factory=dict)
+    counts: list[int] = field(default_factory=list)
 
     def add(self, committed: Committed) -> None:
-        """Count what one forward committed, after trimming."""
-        count = len(committed.finals)
-        if self.num_tokens > 0:
-            self.num_forwards += 1
-            self.histogram[count] = self.histogram.get(count, 0) + 1
-        self.num_tokens += count
+        """Count what one forward committed."""
+        self.counts.append(len(committed.finals))
+
+    def trim(self, num_tokens: int) -> None:
+        """Leave out tokens past so many, and the forwards that made nothing else: a stop string was cut."""
+        excess = self.num_tokens - num_tokens
+        while excess > 0:
+            cut = min(excess, self.counts[-1])
+            excess -= cut
+            self.counts[-1] -= cut
+            if self.counts[-1] == 0:
+                self.counts.pop()
+
+    @property
+    def num_tokens(self) -> int:
+        """All of them."""
+        return sum(self.counts)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards after the prefill."""
+        return max(0, len(self.counts) - 1)
 
     @property
     def tokens_per_forward(self) -> float | None:
@@ -30,11 +44,12 @@ class Tally:
     def stats(self, *, block_length: int, prefill_seconds: float, decode_seconds: float) -> dict[str, Any]:
         """The `stats` object of `zaya generate --json`, less what only the stage knows."""
         rate = (self.num_tokens - 1) / decode_seconds if self.num_forwards else None
+        later = self.counts[1:]
         return {
             "num_tokens": self.num_tokens,
             "num_forwards": self.num_forwards,
             "tokens_per_forward": self.tokens_per_forward,
-            "acceptance_histogram": [self.histogram.get(count, 0) for count in range(1, max(1, block_length) + 1)],
+            "acceptance_histogram": [later.count(count) for count in range(1, max(1, block_length) + 1)],
             "prefill_seconds": prefill_seconds,
             "decode_seconds": decode_seconds,
             "tokens_per_second": rate,

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from zaya_core.engine.draft import Draft, serving_block, walk
+from zaya_core.engine.prefix import common_length
 from zaya_core.engine.request import Committed, Final, Request
-from zaya_core.model.pool import Row
+from zaya_core.model.pool import MARK, Row
 from zaya_core.ops.sampling import NEVER, log_probabilities
 
 
@@ -46,6 +47,18 @@ class Run:
     def num_unread(self) -> int:
         """Prompt tokens that are not history yet."""
         return max(0, len(self.request.prompt_ids) - self.row.length)
+
+    def history(self) -> list[int]:
+        """The tokens that are committed."""
+        return [*self.request.prompt_ids, *self.new_ids][: self.row.length]
+
+    def waits_for(self, others: "list[Run]") -> bool:
+        """Is one before it about to read what this one, not begun yet, would read too? Then it begins with that a forward later."""
+        if self.row.length or self.how.return_experts:
+            return False
+        mine = self.request.prompt_ids[:-1]
+        ahead = others[: others.index(self)]
+        return any(common_length(mine, other.request.prompt_ids) >= other.row.length + MARK for other in ahead)
 
     def share(self, max_chunk: int) -> Share:
         """What goes into the next forward; of an unread prompt at most `max_chunk` tokens."""

@@ -114,7 +114,7 @@ class Zaya(nn.Module):
         """Where the parameters are."""
         return self.model.embed_tokens.weight.device
 
-    def new_pool(self, num_slots: int, *, max_rows: int = 1) -> Pool:
+    def new_pool(self, num_slots: int, *, max_rows: int = 1, marks: bool = False) -> Pool:
         """An empty pool for this model's dtype and device."""
         empty = [empty_step(self.config, layer.self_attn.qkv_proj.v_proj_delayed) for layer in self.model.layers]
-        return Pool(self.config, torch.stack(empty), num_slots, max_rows=max_rows)
+        return Pool(self.config, torch.stack(empty), num_slots, max_rows=max_rows, marks=marks)

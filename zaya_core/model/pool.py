@@ -6,7 +6,7 @@ of them advances a length and keeps the right tails, and rolling back is doing n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,19 @@ from zaya_core.ops.flex import flex_view
 from zaya_core.ops.looks import Look, Looks, looks_of
 from zaya_core.ops.norm import widened
 
+MARK = 64  # tokens between two lengths at which a row can be continued by another
 UNUSED = -1  # document of a slot that belongs to no part of the forward
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """A sequence: its span of slots, and how many tokens are committed."""
+    """A sequence: its span of slots, the number of committed tokens, and tails [L, HISTORY, W] kept at some lengths on the way."""
 
     number: int
     begin: int
     capacity: int
     length: int = 0
+    marks: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class LayerPool:
 class Pool:
     """The histories of up to `max_rows` rows in `num_slots` slots. Rows are opened and closed at will."""
 
-    def __init__(self, config: ModelConfig, empty: Tensor, num_slots: int, *, max_rows: int) -> None:
-        """`empty` [L, W] is what stands before a document, as `empty_step` makes it."""
+    def __init__(self, config: ModelConfig, empty: Tensor, num_slots: int, *, max_rows: int, marks: bool = False) -> None:
+        """`empty` [L, W] is what stands before a document, as `empty_step` makes it. With `marks`, rows can be `continued`."""
+        self._marks = marks
         self.config, self.num_slots, self.max_rows, self.device = config, num_slots, max_rows, empty.device
         groups, width = config.num_key_value_heads, config.head_dim
         self._stored = torch.empty(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
@@ -117,6 +120,17 @@ class Pool:
     def close(self, row: Row) -> None:
         """Give its slots back."""
         self._rows.remove(row)
+
+    def shrink(self, row: Row) -> None:
+        """Give back the slots that a row has not used; it will not go on."""
+        row.capacity = row.length
+
+    def continued(self, row: Row, source: Row, length: int) -> None:
+        """Begin an empty row with the first `length` tokens of another, one of its marks: K, V and tails are copied."""
+        begin = slice(row.begin, row.begin + length)
+        self._stored[:, :, begin] = self._stored[:, :, source.begin : source.begin + length]
+        self._tails[:, self._tail(row)] = source.marks[length]
+        row.length, row.marks = length, {at: tails for at, tails in source.marks.items() if at <= length}
 
     def layout(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
         """The slots of one forward [1, T]: each row's step after its history, end to end. Makes `layers` ready for it."""
@@ -179,6 +193,9 @@ class Pool:
             # The newest two of [tail | slots], which stand apart where there are several parts.
             steps = [*range(number * HISTORY, (number + 1) * HISTORY), *range(first, first + count)]
             taken += steps[-HISTORY:]
+            length = part.row.length
+            for at in range(length // MARK * MARK + MARK, length + count + 1, MARK) if self._marks else ():
+                part.row.marks[at] = self._joined[:, torch.tensor(steps[at - length : at - length + HISTORY])]
             part.row.length += count
         self._tails[:, self._at] = self._joined[:, torch.tensor(taken)]
 

@@ -63,9 +63,11 @@ class ServingModel:
         rows = self.head(hidden)
         return rows.to(widened(rows.dtype))
 
-    def new_pool(self, num_slots: int, *, max_rows: int = 1) -> Pool:
+    def new_pool(self, num_slots: int, *, max_rows: int = 1, marks: bool = False) -> Pool:
         """An empty pool for this model."""
-        return Pool(self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows)
+        return Pool(
+            self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows, marks=marks
+        )
 
     def _step(self, layout: Layout, pool: Pool) -> Step:
         prev, num_past = layout.prev[0], pool.num_past

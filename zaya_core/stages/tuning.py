@@ -1,15 +1,24 @@
-"""`--proposals auto` with a settings file: a request's block and proposals from its own size, fixed before it starts.
+"""`--proposals auto`: a request's block and proposals, fixed before it starts: by a settings file, or by a short measurement.
 
-Nothing else is looked at, so that a seeded request decodes the same whatever runs beside it (tidar.md section 3).
+With a file nothing but a request's own size is looked at, so that a seeded request decodes the same whatever runs beside it
+(tidar.md section 3). What is measured is for requests whose seed nobody gave.
 """
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zaya_core.engine.request import Decoding
+    from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.model.serving import ServingModel
     from zaya_core.settings import Settings
+
+TRIED = (1, 2, 3, 5)  # proposals
+ROUNDS = 6  # steps of each, of which the fastest counts: others may have been disturbed
+LONGEST = 2048  # tokens of history measured at: more would take longer than it can save
+TYPICAL = 0.7  # chance of a draft token where the checkpoint's certificate says nothing
 
 
 def opened_settings(path: Path | None, how: "Decoding") -> "Settings | None":
@@ -32,3 +41,74 @@ def tuned(how: "Decoding", settings: "Settings | None", *, batch: int, num_promp
     if cell.proposals == 0:
         return replace(how, proposals=Proposals(0), block_length=0, verify_length=1)
     return replace(how, proposals=Proposals(cell.proposals), verify_length=min(cell.block, how.verify_length))
+
+
+def measured_settings(
+    model: "ServingModel", how: "Decoding", checkpoint: "Checkpoint", *, batch: int, context: int
+) -> "tuple[Settings, str]":
+    """Time an AR step and steps with drafts here, weigh them with the acceptance that training saw; the best, and why."""
+    from zaya_core.profile.acceptance import Acceptance, expected
+    from zaya_core.settings import Settings, Tuned
+
+    chance = _mixed(_chance_seen(checkpoint, how.block_length), how.verifier.mix_weight)
+    acceptance = Acceptance.constant(chance, how.block_length)
+    plain = _step_seconds(model, 1, 0, 0, batch=batch, context=context)
+    cells = [Tuned(batch, context, 1, 0, 1.0)]
+    for proposals in TRIED:
+        for verify in sorted({min(how.verify_length, length) for length in (4, 8, how.block_length)}):
+            if proposals <= verify:
+                seconds = _step_seconds(model, verify, proposals, how.block_length, batch=batch, context=context)
+                tokens = expected(acceptance, proposals=proposals, verify_length=verify).tokens_per_forward
+                cells.append(Tuned(batch, context, verify, proposals, tokens * plain / seconds))
+    best = max(cells, key=lambda cell: cell.speed_up)
+    tried = max((cell for cell in cells if cell.proposals), key=lambda cell: cell.speed_up)
+    expectation = f"about {tried.speed_up:.2f}x of AR, if {chance:.0%} of drafts are accepted"
+    if best.proposals == 0:
+        says = f"none, plain AR steps: at best drafts would give {expectation}"
+    else:
+        says = f"{best.proposals} and {best.block} tokens verified a forward: {expectation}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    settings = Settings(checkpoint.path.name, str(model.device), dtype, f"{chance:.3f}", how.block_length, (best,))
+    return settings, says
+
+
+def _step_seconds(model: "ServingModel", verify: int, proposals: int, block_length: int, *, batch: int, context: int) -> float:
+    """Seconds of a forward of `batch` rows and its rows of logits, after as many tokens as `context` and LONGEST allow."""
+    import torch
+
+    from zaya_core.layout import template
+
+    levels = tuple(round((index + 1) * verify / proposals) for index in range(proposals))
+    step, history = template(verify, levels, block_length), min(context, LONGEST)
+    slots = step.position.shape[1]
+    pool = model.new_pool(batch * (history + slots), max_rows=batch)
+    rows = [pool.open(history + slots) for _ in range(batch)]
+    generator, seconds = torch.Generator().manual_seed(0), []
+    for row in rows:
+        row.length = history  # of whatever lies in memory: time does not depend on it
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        ids = torch.randint(model.config.vocab_size, (batch, slots), generator=generator)
+        ids[:, verify:] = model.config.tidar.mask_token_id if model.config.tidar else 0
+        hidden = model(ids.view(1, -1).to(model.device), pool.layout([(row, step) for row in rows]), pool)[0]
+        model.logits(hidden.view(batch, slots, -1)[:, : 2 * verify - 1].flatten(0, 1)).softmax(-1)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _chance_seen(checkpoint: "Checkpoint", block_length: int) -> float:
+    """The constant chance of a draft token that makes the simulated acceptance length of the checkpoint's training."""
+    metrics = (checkpoint.certificate() or {}).get("metrics", {})
+    length = metrics.get("eval_acceptance_length", metrics.get("acceptance_length"))
+    if length is None:
+        return TYPICAL
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**m for m in range(block_length)) < length else (low, middle)
+    return low
+
+
+def _mixed(chance: float, mix_weight: float) -> float:
+    """What mixing makes of it, about (tidar.md section 3)."""
+    return 1 - mix_weight * (1 - chance)
