@@ -88,7 +88,7 @@ def test_watching_does_not_change_the_tokens():
 
 def test_measure_from_the_command(tmp_path):
     trace, settings = tmp_path / "t.json", tmp_path / "s.json"
-    options = {"batch": "1,2", "context": "16,64", "proposals": "1,16", "block": "16", "prompt_tokens": 12}
+    options = {"batch": "1,2", "context": "16,64", "proposals": "1,16", "block": "16", "prompt_tokens": 30}
     config = ProfileConfig(measure=True, device="cpu", measure_seconds=0.05, trace=trace, save_settings=settings, **options)
     events = list(run(config))
     values = [event.values for event in events if isinstance(event, Result)]

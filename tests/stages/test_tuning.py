@@ -47,10 +47,11 @@ def test_a_long_request_has_the_cell_of_its_own_context(settings):
     assert completion(path, prompt=PROMPT * 100)["stats"]["tokens_per_forward"] == 1
 
 
-def test_an_explicit_number_and_the_ar_sampler_do_not_read_it(tmp_path):
+def test_the_ar_sampler_does_not_read_it_and_a_number_excludes_it(tmp_path):
     missing = tmp_path / "missing.json"
-    assert completion(missing, proposals="2")["stats"]["tokens_per_forward"] > 1
     assert completion(missing, sampler="ar")["stats"]["tokens_per_forward"] == 1
+    with pytest.raises(ConfigError, match="--settings chooses where --proposals is auto, got 2"):
+        completion(missing, proposals="2")
     with pytest.raises(ConfigError, match="cannot be read"):
         completion(missing)
 

@@ -78,13 +78,19 @@ def _descended(pace: Pace, span: float, miss: Callable[[Pace], float]) -> Pace:
 
 
 def chosen_cells(timings: list[Timing]) -> list[int]:
-    """Which three to calibrate on: the lightest step, the one with most slots, the one with most history a slot."""
+    """Which three to calibrate on, one for each number: the lightest step, which launches bind; the drafting one with the fewest
+    slots, which weights bind; the one with most slots over the longest history, which arithmetic binds.
+    """
 
     def slots(index: int) -> float:
         return timings[index].step.rows * timings[index].step.slots
 
+    def context(index: int) -> int:
+        return timings[index].step.context
+
     order = range(len(timings))
-    light = min(order, key=lambda index: timings[index].median)
-    wide = max(order, key=lambda index: (slots(index), -timings[index].step.context))
-    long = max(order, key=lambda index: (timings[index].step.rows * timings[index].step.context, -slots(index)))
-    return sorted({light, wide, long})
+    drafting = [index for index in order if timings[index].step.masks] or list(order)
+    light = min(order, key=lambda index: (slots(index), context(index)))
+    narrow = min(drafting, key=lambda index: (slots(index), context(index)))
+    wide = max(order, key=lambda index: (slots(index), context(index)))
+    return sorted({light, narrow, wide})
