@@ -137,11 +137,8 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
 
 def _measured(config: ProfileConfig, model: "ModelConfig", scene: "Scene", grid: "Grid", dtype: str) -> Iterator[Event]:
     """Run the model; returns the scene as it was found."""
-    from zaya_core.data.sources import read_prompts
-    from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.model.init import random_serving
     from zaya_core.model.load import load_serving
-    from zaya_core.model.parity import PROMPTS
     from zaya_core.profile.measure import Shape
     from zaya_core.runtime import DTYPES, pick_device
     from zaya_core.stages.measuring import Plan, measured
@@ -150,15 +147,28 @@ def _measured(config: ProfileConfig, model: "ModelConfig", scene: "Scene", grid:
     counts = [0, *sorted({setting.proposals for setting in grid.settings})]
     shapes = [Shape(batch, context, count) for batch in grid.batches for context in grid.contexts for count in counts]
     checkpoint = _checkpoint(config)
+    prompts: list[list[int]] = []
     if checkpoint is None:
         yield Note("a preset: random weights, no prompts")
-        network, tokenizer = random_serving(model, dtype=DTYPES[dtype], device=device), None
+        network = random_serving(model, dtype=DTYPES[dtype], device=device)
     else:
         network = load_serving(checkpoint, dtype=DTYPES[dtype], device=device)
-        tokenizer = TextTokenizer(checkpoint.path) if checkpoint.config.tidar else None
-    prompts = list(read_prompts(config.prompts)) if config.prompts else list(PROMPTS)
+        prompts = _prompts(config, checkpoint) if model.tidar else []
     plan = Plan(shapes, config.measure_seconds, prompts, config.prompt_tokens, config.trace)
-    return (yield from measured(plan, network, scene, tokenizer))
+    return (yield from measured(plan, network, scene))
+
+
+def _prompts(config: ProfileConfig, checkpoint: "Checkpoint") -> list[list[int]]:
+    """Token ids of the prompts in --prompts, or of ours."""
+    from zaya_core.data.tokenizer import TextTokenizer
+    from zaya_core.model.parity import PROMPTS
+    from zaya_core.stages.prompts import Dresser, PromptConfig, read_all
+
+    tokenizer = TextTokenizer(checkpoint.path)
+    if config.prompts is None:
+        return [tokenizer.encode(text) for text in PROMPTS]
+    dresser = Dresser.of(PromptConfig(input=config.prompts), checkpoint, tokenizer)
+    return [prompt.token_ids(tokenizer) for prompt in read_all(dresser)]
 
 
 def _focus(config: ProfileConfig, scene: "Scene", grid: "Grid") -> Iterator[Event]:
@@ -264,9 +274,10 @@ def _scene(config: ProfileConfig, model: "ModelConfig", device: "Device", dtype:
     launch = None if config.launch_us is None else config.launch_us * 1e-6
     pace = pace_of(device, reached=config.reached, launch_seconds=launch)
     width = {"bfloat16": 2, "float32": 4}[dtype]
-    return Scene(
-        model, pace, device.memory_bytes, width, Routing(config.correlation), _acceptance(config, _trained_block(config, model))
-    )
+    accepted = _acceptance(config, _trained_block(config, model))
+    # Our engine on a CPU takes sequences and experts one after another; on a GPU, and on a sheet, one launch takes all.
+    loops = config.device in HERE and "cpu" in device.name
+    return Scene(model, pace, device.memory_bytes, width, Routing(config.correlation, config.correlation), accepted, loops)
 
 
 def _trained_block(config: ProfileConfig, model: "ModelConfig") -> int:
