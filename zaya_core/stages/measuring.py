@@ -20,7 +20,7 @@ WITHIN = 0.25
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: `shapes`, each for about `seconds`; `prompts` as ids, `num_tokens` from each; `trace`: a file for the last shape's."""
+    """What to run: `shapes`, each for about `seconds`; `num_tokens` after each of `prompts`; `trace`: a file for the last shape."""
 
     shapes: "list[Shape]"
     seconds: float
