@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note, Result, Warn
-from zaya_core.option import check_options, option
+from zaya_core.option import check_options, flag_name, option
 
 if TYPE_CHECKING:
     from zaya_core.config import ModelConfig
@@ -77,6 +77,10 @@ class ProfileConfig:
         check_options(self)
         if self.measure and (self.device not in HERE or self.stage != "decode"):
             raise ConfigError(f"--measure runs decoding here, expected --device auto, cpu or cuda, got {self.device}, {self.stage}")
+        for name in ("save_settings", "plot", "trace"):
+            path = getattr(self, name)
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ConfigError(f"{flag_name(name)} is {path}, expected a file in a directory that exists")
         if self.trace is not None and not self.measure:
             raise ConfigError("--trace is written by --measure", hint="add --measure")
 
@@ -106,9 +110,12 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
     scene, grid = _scene(config, model, device, dtype), _grid(config, model)
     yield from _warnings(config, device, dtype)
     yield Result({"model": name, "dtype": dtype} | summary(scene, device))
+    accepted = _acceptance_text(config)
     if config.measure:
+        before = scene.acceptance
         scene = yield from _measured(config, model, scene, grid, dtype)
-    yield Result({"assumed": assumptions(scene, device, _acceptance_text(config))})
+        accepted = accepted if scene.acceptance is before else "measured here, mask by mask"
+    yield Result({"assumed": assumptions(scene, device, accepted)})
     variants = variant_table(
         model, device, width=scene.width, block_length=scene.block_length, context=grid.contexts[len(grid.contexts) // 2]
     )
@@ -123,15 +130,13 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
     if config.save_settings is not None:
         from zaya_core.io.files import write_json
 
-        settings = settings_from(best, scene, model=name, device=device.name, dtype=dtype, acceptance=_acceptance_text(config))
+        settings = settings_from(best, scene, model=name, device=device.name, dtype=dtype, acceptance=accepted)
         write_json(config.save_settings, settings.to_json())
         yield Note(f"wrote {config.save_settings}: {len(settings.cells)} cells")
     if config.plot is not None:
         from zaya_core.profile.plots import save_plot
 
-        save_plot(
-            config.plot, scene, grid, best, edges, title=f"{name} on {device.name}, {dtype}, acceptance {_acceptance_text(config)}"
-        )
+        save_plot(config.plot, scene, grid, best, edges, title=f"{name} on {device.name}, {dtype}, acceptance {accepted}")
         yield Note(f"wrote {config.plot}")
 
 
