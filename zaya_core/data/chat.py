@@ -37,9 +37,7 @@ class ChatTemplate:
         """Does it mark the assistant's text itself, with {% generation %}?"""
         return "endgeneration" in self.source
 
-    def render(
-        self, messages: Messages, *, add_generation_prompt: bool = False, tools: list[dict[str, Any]] | None = None
-    ) -> str:
+    def render(self, messages: Messages, *, add_generation_prompt: bool = False, tools: list[dict[str, Any]] | None = None) -> str:
         """The conversation as the model reads it; a template that fails, or calls out, is a ConfigError naming it.
 
         `tools` are functions that the model may call, for a template that knows them.
