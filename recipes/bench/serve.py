@@ -95,7 +95,7 @@ async def stream_until(client: Client, end: float, figures: Figures, chance: ran
         began = last = time.monotonic()
         try:
             num_chunks, usage = 0, None
-            body = {"prompt": chance.choice(PROMPTS), "max_tokens": max_tokens, "ignore_eos": True, "seed": chance.randrange(2**31)}
+            body = {"prompt": chance.choice(PROMPTS), "max_tokens": max_tokens, "ignore_eos": True}
             async for event in client.events(TEXT, **body):
                 usage, now = event["usage"] or usage, time.monotonic()
                 assert "error" not in event, event
@@ -110,6 +110,7 @@ async def stream_until(client: Client, end: float, figures: Figures, chance: ran
             figures.token_seconds.append((last - began - figures.first_seconds[-1]) / (max_tokens - 1))
         except (OSError, AssertionError, ValueError, KeyError) as error:
             figures.num_errors += 1
+            await asyncio.sleep(0.1)
             print(f"  error: {type(error).__name__} {error}")
 
 

@@ -72,6 +72,17 @@ def test_a_large_request_is_not_overtaken_by_small_ones(checkpoint):
     assert bench.engine.pool.gap_for(160) == 0
 
 
+def test_in_a_crowd_only_those_that_may_adapt_start_without_drafts(checkpoint):
+    bench = Bench(checkpoint)
+    bench.worker.draft_up_to = 1
+    works = [bench.writing(name, max_tokens=6, seed=seed) for name, seed in (("first", None), ("second", None), ("seeded", 3))]
+    blocks = [bench.worker._suited(work.order).how.block_length for work in works]
+    bench.worker._running = {0: works[0]}
+    crowded = [bench.worker._suited(work.order).how.block_length for work in works]
+    bench.worker._running = {}
+    assert (blocks, crowded) == ([4, 4, 4], [0, 0, 4])
+
+
 def test_the_queue_is_bounded_and_refuses_whole_requests(checkpoint):
     bench = Bench(checkpoint, max_rows=2, max_waiting=1)
     bench.worker.submit([bench.writing("a"), bench.writing("b")])

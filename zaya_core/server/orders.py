@@ -44,6 +44,7 @@ class Order:
     request: Request
     stops: tuple[str, ...]
     constraint: Constraint | None
+    may_adapt: bool = False  # nobody gave a seed or asked for drafts: the load may decide whether there are any, never the law
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def _orders(
         return []
     special_ends, stops = _stops(sent.stop or (), served)
     how = _decoding(sent, served, max_tokens, frozenset() if sent.ignore_eos else ends | special_ends, num_top)
+    may_adapt = sent.seed is None and sent.zaya in (None, ZayaOptions()) and how.verifier.mix_weight == 1
     orders = []
     for prompt, prompt_ids in enumerate(prompts):
         for _ in range(sent.n or 1):
@@ -212,7 +214,7 @@ def _orders(
             if request.num_slots > served.bounds.num_slots:
                 message = f"the request may need {request.num_slots} places of the K/V pool, which has {served.bounds.num_slots}"
                 raise Refusal(400, f"{message}; lower max_tokens", param="max_tokens")
-            orders.append(Order(len(orders), prompt, request, stops, constraint))
+            orders.append(Order(len(orders), prompt, request, stops, constraint, may_adapt))
     return orders
 
 

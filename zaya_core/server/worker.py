@@ -7,13 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from zaya_core.engine.batch import Engine
 from zaya_core.engine.chance import SeededChance
+from zaya_core.engine.draft import Proposals
 from zaya_core.engine.request import Committed, Decoding, Request
 from zaya_core.ops.sampling import Sampler
 from zaya_core.server.metrics import Metrics
+from zaya_core.server.orders import Order
 from zaya_core.server.refusal import Refusal, too_busy
 from zaya_core.server.scoring import Scoring
 from zaya_core.server.writing import Writing
@@ -28,10 +31,16 @@ class Complaint(Protocol):
 
 
 class Worker:
-    """First come, first served: `max_waiting` completions may wait beyond those that the engine has room for."""
+    """First come, first served: `max_waiting` completions may wait beyond those that the engine has room for.
 
-    def __init__(self, engine: Engine, *, max_waiting: int, metrics: Metrics, complain: Complaint) -> None:
+    Beside `draft_up_to` others a completion that may adapt starts without drafts.
+    """
+
+    def __init__(
+        self, engine: Engine, *, max_waiting: int, metrics: Metrics, complain: Complaint, draft_up_to: int | None = None
+    ) -> None:
         self.engine, self.max_waiting, self.metrics, self.complain = engine, max_waiting, metrics, complain
+        self.draft_up_to = draft_up_to
         self._waiting: deque[Writing] = deque()
         self._running: dict[int, Writing] = {}
         self._scorings: deque[Scoring] = deque()
@@ -143,10 +152,17 @@ class Worker:
         while self._waiting and self.engine.has_room(self._waiting[0].order.request):
             with self._changed:
                 writing = self._waiting.popleft()
-            self._running[self.engine.add(writing.order.request)] = writing
+            self._running[self.engine.add(self._suited(writing.order))] = writing
         if self._waiting and not self._running:
             with self._changed:
                 self._waiting.popleft().fail("the engine has no room for it, though it is idle")
+
+    def _suited(self, order: Order) -> Request:
+        """Without drafts in a crowd, where a wide forward is no longer nearly free; the law is the same."""
+        if not order.may_adapt or self.draft_up_to is None or len(self._running) < self.draft_up_to:
+            return order.request
+        how = replace(order.request.how, proposals=Proposals(0), block_length=0, verify_length=1)
+        return replace(order.request, how=how)
 
     def _score(self) -> None:
         """One chunk of one prompt."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXAMPLE = "zaya serve-local --port 8000 --sampler mix"
 KEY_VARIABLE = "ZAYA_API_KEY"
 POOL_SHARE = 0.25  # of the memory that the weights leave
+CPU_CROWD = 2  # completions whose products fill its cores
 LOG_SECONDS = 0.1  # how long a signal may wait to be seen
 
 
@@ -43,6 +44,11 @@ class ServeLocalConfig:
     cors_origin: tuple[str, ...] = option((), help="origin whose browser pages may use this server; none by default")
     sampler: Literal["lossless", "mix", "ar"] | None = option(
         None, help="what requests get that name no sampler; lossless by default, ar for an autoregressive model"
+    )
+    draft_up_to: int | None = option(
+        None,
+        help="beside so many completions unseeded ones start without drafts; by default 2 on a CPU, else never",
+        minimum=0,
     )
     max_model_len: int | None = option(None, help="tokens of prompt and answer together; the model's context by default", minimum=2)
     max_num_seqs: int = option(32, help="completions that are decoded together", minimum=1)
@@ -119,7 +125,14 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
     model = ServingModel(load_model(checkpoint, dtype=dtype, device=device))
     engine = Engine(model, num_slots=served.bounds.num_slots, max_rows=config.max_num_seqs)
-    worker = Worker(engine, max_waiting=config.max_queue, metrics=desk.metrics, complain=lambda text: log.put(Warn(text)))
+    crowd = CPU_CROWD if config.draft_up_to is None and device.type == "cpu" else config.draft_up_to
+    worker = Worker(
+        engine,
+        max_waiting=config.max_queue,
+        metrics=desk.metrics,
+        complain=lambda text: log.put(Warn(text)),
+        draft_up_to=crowd,
+    )
     worker.warm_up()
     desk.service = Service(
         served=served,
