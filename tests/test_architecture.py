@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "engine": VALUES | {"layout", "ops", "model"},
     "train": VALUES | {"layout", "ops", "model", "io", "data"},
     "profile": VALUES | {"layout", "model", "engine", "train"},
-    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "profile"},
+    "server": VALUES | {"layout", "ops", "model", "io", "data", "engine"},
+    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "profile", "server"},
 }
 # A checkpoint into a model, and two of them compared: the only places of model/ that see files.
 KNOWN = {"model/load.py": {"io"}, "model/parity.py": {"io", "data"}}

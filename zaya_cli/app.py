@@ -46,6 +46,7 @@ COMMANDS = (
     Command("extend-context", "zaya_core.stages.extend_context", "ExtendContextConfig", "Train a checkpoint to read longer texts."),
     Command("sft", "zaya_core.stages.sft", "SftConfig", "Fine-tune a checkpoint on conversations or answers."),
     Command("generate", "zaya_core.stages.generate", "GenerateConfig", "Continue a prompt."),
+    Command("serve-local", "zaya_core.stages.serve_local", "ServeLocalConfig", "Serve a model to OpenAI's clients."),
     Command("profile", "zaya_core.stages.profile", "ProfileConfig", "Tell where block diffusion pays, on which device."),
     Command("info", "zaya_core.stages.info", "InfoConfig", "Tell what a checkpoint is and where it comes from."),
     Command("env", "zaya_core.stages.env", "EnvConfig", "Tell what this machine is."),

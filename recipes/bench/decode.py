@@ -27,10 +27,11 @@ from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.request import Decoding, Request
 from zaya_core.layout import template
-from zaya_core.model.init import PRESETS, random_tensors
+from zaya_core.model.init import random_tensors
 from zaya_core.model.load import meta_model
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
+from zaya_core.presets import PRESETS
 from zaya_core.runtime import keep_freed_pages
 
 PROMPT, DRAFT, BLOCK, LEVELS, MASK = 256, 16, 16, (4, 8, 16), 4

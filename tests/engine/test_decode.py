@@ -9,7 +9,8 @@ from tests.models import BIASED, SLIDING, TINY, random_ids, random_model
 from zaya_core.config import Tidar
 from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
-from zaya_core.engine.draft import Proposals, Verifier, acceptance_odds, best_levels
+from zaya_core.engine.draft import Proposals, Verifier, acceptance_odds
+from zaya_core.engine.levels import WORTH, best_levels, draft_worth
 from zaya_core.engine.report import Tally
 from zaya_core.engine.request import Decoding
 from zaya_core.errors import ConfigError
@@ -149,8 +150,6 @@ def test_best_levels_are_the_best_of_all_subsets():
     """The dynamic programme against trying every subset."""
     from itertools import combinations
 
-    from zaya_core.engine.draft import WORTH
-
     generator = torch.Generator().manual_seed(0)
     for n, count, block in [(6, 2, 6), (7, 3, 8), (5, 5, 8), (8, 1, 8), (4, 3, 16)]:
         odds = torch.rand(n, generator=generator).softmax(0).tolist()
@@ -164,7 +163,7 @@ def test_best_levels_are_the_best_of_all_subsets():
             return total
 
         best = max(combinations(range(1, n + 1), count), key=expected)
-        assert expected(best_levels(odds, count, block)) == pytest.approx(expected(best), abs=1e-12)
+        assert expected(best_levels(odds, count, draft_worth(block))) == pytest.approx(expected(best), abs=1e-12)
 
 
 def test_acceptance_odds_sum_to_one():

@@ -5,8 +5,9 @@ from itertools import combinations
 
 import pytest
 
+from zaya_core.engine.levels import best_levels
 from zaya_core.errors import ConfigError
-from zaya_core.profile.acceptance import Acceptance, best_levels, expected
+from zaya_core.profile.acceptance import Acceptance, expected
 
 FALLING = Acceptance((0.9, 0.85, 0.7, 0.75, 0.5, 0.6, 0.3))
 

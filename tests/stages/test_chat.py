@@ -146,7 +146,14 @@ class Terminal:
             environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
             os.execve(sys.executable, [sys.executable, "-m", "zaya_cli", *arguments], environment)
 
-    def wait_for(self, pattern, seconds=60):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait_for(self, pattern, seconds=300):
         """What came up to `pattern`, which is then behind us."""
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
@@ -177,23 +184,23 @@ def test_in_a_terminal(tmp_path):
     path = tmp_path / "chat"
     write_random(path, TINY.with_changes(vocab_size=NUM_IDS + 28, tidar=Tidar(4, 4), max_position_embeddings=30000), skip_bias=-1.0)
     (path / CERTIFICATE).write_text(json.dumps({"chat": True}))
-    terminal = Terminal("generate", str(path), "--chat", "-n", "5", "--seed", "1", "--ignore-eos")
-    terminal.wait_for("/help lists the commands")
-    terminal.wait_for(PROMPT)
-    terminal.type("hi\n")
-    assert "5 tokens" in terminal.wait_for("tokens/forward")
-    terminal.wait_for(PROMPT)
-    terminal.type("/max-new-tokens 20000\n")
-    terminal.wait_for("max-new-tokens is 20000")
-    terminal.wait_for(PROMPT)
-    terminal.type("a long one\n")
-    terminal.wait_for("a long one")
-    terminal.type("\x03")
-    assert "tokens/forward" not in terminal.wait_for(PROMPT), "stopped, not done"
-    terminal.type("half a line\x03")
-    terminal.wait_for(PROMPT)
-    terminal.type("/sampler ar\n")
-    terminal.wait_for("sampler is ar")
-    terminal.wait_for(PROMPT)
-    terminal.type("\x04")
-    assert terminal.exit_code() == 0
+    with Terminal("generate", str(path), "--chat", "-n", "5", "--seed", "1", "--ignore-eos") as terminal:
+        terminal.wait_for("/help lists the commands")
+        terminal.wait_for(PROMPT)
+        terminal.type("hi\n")
+        assert "5 tokens" in terminal.wait_for("tokens/forward")
+        terminal.wait_for(PROMPT)
+        terminal.type("/max-new-tokens 20000\n")
+        terminal.wait_for("max-new-tokens is 20000")
+        terminal.wait_for(PROMPT)
+        terminal.type("a long one\n")
+        terminal.wait_for("a long one")
+        terminal.type("\x03")
+        assert "tokens/forward" not in terminal.wait_for(PROMPT), "stopped, not done"
+        terminal.type("half a line\x03")
+        terminal.wait_for(PROMPT)
+        terminal.type("/sampler ar\n")
+        terminal.wait_for("sampler is ar")
+        terminal.wait_for(PROMPT)
+        terminal.type("\x04")
+        assert terminal.exit_code() == 0

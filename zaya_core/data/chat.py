@@ -37,9 +37,14 @@ class ChatTemplate:
         """Does it mark the assistant's text itself, with {% generation %}?"""
         return "endgeneration" in self.source
 
-    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """The conversation as the model reads it; a template that fails, or calls out, is a ConfigError naming it."""
-        return self._marked(messages, add_generation_prompt).replace(BEGIN, "").replace(END, "")
+    def render(
+        self, messages: Messages, *, add_generation_prompt: bool = False, tools: list[dict[str, Any]] | None = None
+    ) -> str:
+        """The conversation as the model reads it; a template that fails, or calls out, is a ConfigError naming it.
+
+        `tools` are functions that the model may call, for a template that knows them.
+        """
+        return self._marked(messages, add_generation_prompt, tools).replace(BEGIN, "").replace(END, "")
 
     def spans(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text and, for each assistant message in order, the characters (begin, end) that it wrote.
@@ -59,13 +64,13 @@ class ChatTemplate:
             if isinstance(error.__cause__, SecurityError):
                 raise
 
-    def _marked(self, messages: Messages, add_generation_prompt: bool) -> str:
+    def _marked(self, messages: Messages, add_generation_prompt: bool, tools: list[dict[str, Any]] | None = None) -> str:
         for message in messages:
             if any(mark in str(message.get("content")) for mark in (BEGIN, END)):
                 raise DataError("a message holds U+FDD0 or U+FDD1, which are no characters")
         try:
             template = _environment().from_string(self.source)
-            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.tokens)
+            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, tools=tools, **self.tokens)
         except SecurityError as error:
             raise ConfigError(
                 f"{self.origin} was stopped: {error}", hint="a chat template may only read the conversation"

@@ -4,6 +4,7 @@ Invariant: however the tokens are split over calls, text, tokens and finish_reas
 taken back. It does not know how the tokens were made.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -64,6 +65,14 @@ class Transcript(Generic[SomeToken]):
         if not self._ends_at_stop(known):
             self.text, self.finish_reason = self._stream.text, finish_reason
         return self.text[shown:]
+
+    @property
+    def num_certain(self) -> int:
+        """How many of `tokens` no stop string can take back: all, once it is over."""
+        if self.finish_reason is not None:
+            return len(self.tokens)
+        within = bisect_right(self._reach, len(self.text)) - 1
+        return bisect_left(self._reach, self._reach[within])
 
     def _ends_at_stop(self, known: int) -> bool:
         """Cut everything at the stop string that is whole first, of those that end after `known` characters."""

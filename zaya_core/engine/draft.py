@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from zaya_core.engine.chance import Chance
+from zaya_core.engine.levels import best_levels, draft_worth
 from zaya_core.errors import ConfigError
-
-WORTH = 0.6  # about the acceptance rate of a good draft; only the choice of levels depends on it
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Proposals:
             return ()
         if self.count is None or self.count >= n:
             return tuple(range(1, n + 1))
-        return best_levels(acceptance_odds(draft), self.count, block_length)
+        return best_levels(acceptance_odds(draft), self.count, draft_worth(block_length))
 
 
 def acceptance_odds(draft: Draft) -> list[float]:
@@ -103,25 +102,3 @@ def acceptance_odds(draft: Draft) -> list[float]:
         odds.append(alive * (1 - chance))
         alive *= chance
     return [*odds, alive]
-
-
-def best_levels(odds: list[float], count: int, block_length: int) -> tuple[int, ...]:
-    """The `count` levels that maximise the expected worth of the next draft, by dynamic programming over the first level.
-
-    Length a served by level l <= a leaves block_length - 1 - (a - l) drafts, each worth WORTH of the one before it.
-    """
-    n = len(odds)
-    worth = [sum(WORTH**m for m in range(1, block_length - shift)) for shift in range(n)]
-
-    def served(level: int, end: int) -> float:
-        """Lengths level..end - 1, all drafted for by the block of `level`."""
-        return sum(odds[a - 1] * worth[a - level] for a in range(level, end))
-
-    alone = {level: (served(level, n + 1), (level,)) for level in range(1, n + 1)}
-    best = alone
-    for _ in range(count - 1):
-        best = {
-            level: max([alone[level], *((served(level, m) + best[m][0], (level, *best[m][1])) for m in range(level + 1, n + 1))])
-            for level in alone
-        }
-    return max(best.values())[1]

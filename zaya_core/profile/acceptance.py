@@ -8,6 +8,7 @@ is served by the largest level l <= a, and leaves the shift a - l. Levels are th
 from dataclasses import dataclass
 from functools import lru_cache
 
+from zaya_core.engine.levels import best_levels
 from zaya_core.errors import ConfigError
 
 
@@ -98,30 +99,6 @@ def next_shifts(odds: list[float], levels: tuple[int, ...], last: int) -> dict[i
         if chance > 0:
             moves[shift] = moves.get(shift, 0.0) + chance
     return moves
-
-
-def best_levels(odds: list[float], count: int, worth: list[float]) -> tuple[int, ...]:
-    """The `count` levels of 1..n that maximise the expected worth of the next shift, by dynamic programming from the end."""
-    n = len(odds)
-    if count >= n:
-        return tuple(range(1, n + 1))
-    # gain[l][e]: what serving the lengths l..e - 1 from level l adds to leaving them without a block.
-    nothing = worth[-1]
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (n + 2)
-    for _ in range(count):
-        better = list(best)
-        for level in range(1, n + 1):
-            gain = 0.0
-            choices = []
-            for a in range(level, n + 1):
-                gain += odds[a - 1] * (worth[a - level] - nothing)
-                following, rest = best[a + 1] if a < n else (0.0, ())
-                choices.append((gain + following, (level, *rest)))
-            better[level] = max(choices, key=lambda choice: choice[0])
-        for level in range(n - 1, 0, -1):
-            better[level] = max(better[level], better[level + 1], key=lambda choice: choice[0])
-        best = better
-    return best[1][1]
 
 
 def _long_run(moves: dict[int, dict[int, float]]) -> dict[int, float]:

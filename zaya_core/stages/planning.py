@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note, Result, Warn
@@ -18,22 +18,21 @@ PLACE = re.compile(r"(\d+)x([a-z0-9]+)")
 
 
 def planned(config: TrainConfig, model: "ModelConfig") -> Iterator[Event]:
-    """A table with a line per --plan-for (this machine where there is none), then the run in figures."""
+    """A table with a column per --plan-for (this machine where there is none), then the run in figures."""
     from zaya_core.train.plan import ASSUMED_UTILISATION, cure, flops_of
 
-    places = [_place(text) for text in config.plan_for] or [_here()]
-    lines, warnings = [], []
-    for name, world, room, flops in places:
+    columns, warnings = {}, []
+    for name, world, room, flops in [_place(text) for text in config.plan_for] or [_here()]:
         work = _work(config, world)
-        lines.append(_line(model, work, name, room, flops))
-        if lines[-1]["fits"] == "no":
+        columns[name] = _column(model, work, room, flops)
+        if columns[name]["fits"] == "no":
             warnings.append(Warn(f"{name}: will not fit: set {cure(model, work, room)}"))
     yield Note(f"assumed: {ASSUMED_UTILISATION:.0%} of the devices' peak bfloat16 FLOP/s; equal shares; no rank waits for another")
-    yield Result({"table": lines})
+    rows = next(iter(columns.values()))
+    yield Result({"table": [{"of one rank": row} | {name: column[row] for name, column in columns.items()} for row in rows]})
     yield from warnings
-    work = _work(config, places[0][1])
-    tokens = work.clean_tokens
-    yield Result({"dry_run": True, "path": str(config.out), "clean_tokens": tokens, "flops": flops_of(model, work)})
+    tokens, total = work.clean_tokens, flops_of(model, work)  # of the last column
+    yield Result({"dry_run": True, "path": str(config.out), "clean_tokens": tokens, "flops": total})
 
 
 def _work(config: TrainConfig, world: int) -> "Work":
@@ -46,20 +45,17 @@ def _work(config: TrainConfig, world: int) -> "Work":
     return Work(**given, world=world, expert=expert, context=context)
 
 
-def _line(model: "ModelConfig", work: "Work", name: str, room: float, flops: float | None) -> dict[str, Any]:
+def _column(model: "ModelConfig", work: "Work", room: float, flops: float | None) -> dict[str, str]:
     from zaya_core.train.plan import flops_of, hours_of, memory_of
 
     parts = memory_of(model, work)
-    save = parts.pop("save_bytes")
-    total = parts.pop("total_bytes")
-    columns = {key.removesuffix("_bytes"): _gigabytes(value) for key, value in parts.items()}
-    hours = "-" if flops is None else f"{hours_of(flops_of(model, work), work, flops):,.1f}"
-    fits = "yes" if total <= room else "no"
-    return (
-        {"ranks": name}
-        | columns
-        | {"GB a rank": _gigabytes(total), "of": _gigabytes(room), "fits": fits, "save": _gigabytes(save), "hours": hours}
-    )
+    total, save, resume = (parts.pop(f"{name}_bytes") for name in ("total", "save", "resume"))
+    sums = {"all": total, "it has": room, "peak of a resume": resume, "a save, of the first rank's host": save}
+    column = {f"{key.removesuffix('_bytes')} GB": _gigabytes(value) for key, value in (parts | sums).items()}
+    column["fits"] = "yes" if max(total, resume) <= room else "no"
+    column["clean tokens of the run"] = f"{work.clean_tokens:.3g}"
+    column["hours of the run"] = "-" if flops is None else f"{hours_of(flops_of(model, work), work, flops):,.1f}"
+    return column
 
 
 def _gigabytes(count: float) -> str:

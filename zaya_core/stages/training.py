@@ -246,12 +246,13 @@ def _new_state(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_r
 
     from zaya_core.runtime import keep_freed_pages
     from zaya_core.train.lora import add_adapters
-    from zaya_core.train.memory import checkpoint_activations
+    from zaya_core.train.memory import checkpoint_activations, keep_few_programs
     from zaya_core.train.optim import RouterBalance, make_optimizer
     from zaya_core.train.probe import choose_attention
     from zaya_core.train.state import TrainState
 
     keep_freed_pages()
+    keep_few_programs()
     model = _model(config, parent, ranks)
     torch.manual_seed(config.seed)  # adapters start at random
     if lora_rank:
@@ -335,6 +336,7 @@ def _train(
                 save()
             if stops:
                 saver.wait()
+                ranks.wait()  # a rank that leaves takes the others with it, the one that writes too
                 flag.stop(f"stopped after step {state.step}; rerun the same command to go on")
         if measure is not None:
             yield from measure(state, is_before=False)

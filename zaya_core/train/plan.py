@@ -1,7 +1,8 @@
 """What a training run will need before it starts: memory per rank, FLOPs, hours. Reads no weights.
 
 Counts what the code keeps: float32 master weights, gradients and moments, sharded over all ranks; what FSDP2 gathers; what
-autograd saves per slot and layer; the head's chunk of logits. A test holds it against the peak of a real run.
+autograd saves per slot and layer; the head's chunk of logits; holes in the heap, measured at about one layer's activations.
+`recipes/bench/plan.py` holds it against the peaks of real runs on a CPU, and a test does.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from zaya_core.config import ModelConfig
 from zaya_core.ops.loss import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 
 PROGRAM_BYTES = 0.36e9  # python, torch and its libraries
+PRODUCT_BYTES = 0.14e9  # the bfloat16 products' programs and scratch (memory.py, KEPT_PROGRAMS)
+RANKS_BYTES = 0.1e9  # torch.distributed, where there are several ranks
 ASSUMED_UTILISATION = 0.35  # of the peak FLOP/s; published figures for MoE models lie between .25 and .45
 STEP_OVERHEAD = 10 * 4  # bytes a slot and hidden unit of the backward's temporaries
 
@@ -68,7 +71,11 @@ def sizes_of(config: ModelConfig) -> Sizes:
 
 
 def memory_of(config: ModelConfig, work: Work) -> dict[str, float]:
-    """Bytes of one rank at its peak, by what they are for; `save` is what the first rank's machine holds besides while it saves."""
+    """Bytes of one rank at its peak, by what they are for, and beside the total two more that are no part of it.
+
+    `save` is what the first rank's machine holds while a save is written beside the run: the whole state, gathered. `resume` is
+    a rank's own peak before the first step: its state, and the largest stored tensor whole.
+    """
     sizes, slots, wide = sizes_of(config), work.slots, 4
     narrow = 2 if work.dtype == "bfloat16" else 4
     moments = 2.0 if work.optimizer == "adamw" else 1.0 + sizes.vocabulary / sizes.total
@@ -85,14 +92,16 @@ def memory_of(config: ModelConfig, work: Work) -> dict[str, float]:
     parts["head_bytes"] = logits + head + (2 * wide + wide / 2) * slots * config.hidden_size
     gathered = 0.0
     if work.world > 1:
-        layer = narrow * sizes.layer_experts / work.expert + wide * sizes.layer_rest
-        # Two layers' weights, one's gradients, and the vocabulary with its gradient for the whole step.
-        gathered = 2 * layer + layer + 2 * wide * sizes.vocabulary
+        experts = sizes.layer_experts / work.expert
+        # Two layers' weights, one's gradients and their float32 way to the ranks; the vocabulary, likewise, for the whole step.
+        gathered = 3 * (narrow * experts + wide * sizes.layer_rest) + 2 * wide * experts + 3 * wide * sizes.vocabulary
         gathered += 4 * narrow * config.num_key_value_heads * config.head_dim * work.batch_size * work.seq_len * (work.context > 1)
     parts["gathered_bytes"] = gathered
-    parts["program_bytes"] = PROGRAM_BYTES
+    parts["program_bytes"] = PROGRAM_BYTES + (PRODUCT_BYTES if narrow < wide else 0) + (RANKS_BYTES if work.world > 1 else 0)
     parts["total_bytes"] = sum(parts.values())
-    parts["save_bytes"] = wide * moments * sizes.total if work.world > 1 else 0.0
+    parts["save_bytes"] = wide * (1 + moments) * sizes.total
+    largest = max(sizes.layer_experts * 2 / 3, config.vocab_size * config.hidden_size)
+    parts["resume_bytes"] = wide * ((1 + moments) * own + largest) + PROGRAM_BYTES
     return parts
 
 
@@ -109,7 +118,7 @@ def activations_of(config: ModelConfig, work: Work) -> float:
         total = layers * (kept + products * slots * (2 if work.dtype == "bfloat16" else 4)) + layer
     else:
         total = layers * layer
-    return total + (12 + STEP_OVERHEAD) * d * slots
+    return total + layer + (12 + STEP_OVERHEAD) * d * slots  # a layer more: holes in the heap
 
 
 def slot_bytes(config: ModelConfig, dtype: str) -> float:

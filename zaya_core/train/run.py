@@ -112,8 +112,10 @@ class Run:
         return next(reversed(self._rows()), {})
 
     def _rows(self) -> list[dict[str, Any]]:
+        """Of the whole lines: a save looks at them beside the run that writes them."""
         path = self.out / METRICS
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def _trim_log(self, step: int) -> None:
         """Drop the lines past `step`, which a resumed run makes again."""

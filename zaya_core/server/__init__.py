@@ -1,0 +1,1 @@
+"""The decoding engine behind OpenAI's HTTP interface: what clients may ask, how they are kept apart, what they are told."""
