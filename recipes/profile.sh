@@ -5,8 +5,8 @@ set -euo pipefail
 mkdir -p "${1:?usage: recipes/profile.sh OUT}"
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
+EXTRAS="[plot]"
 . recipes/setup.sh
-python -c "import matplotlib" 2>/dev/null || pip install --quiet 'matplotlib>=3.8'
 shapes=(--batch 1,4,16 --context 128,1024,4096 --block 16)
 zaya profile bench --measure --measure-seconds 0.2 "${shapes[@]}" --proposals 3,16 >"$out/bench.txt"
 zaya profile --measure --measure-seconds 0.6 "${shapes[@]}" --proposals 1,3,16 --prompts recipes/data/heldout.jsonl --prompt-tokens 96 \
