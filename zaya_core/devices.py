@@ -55,14 +55,16 @@ _H100_REACHED = {"reached_flops": 720e12, "reached_source": "SemiAnalysis, Decem
 DEVICES = {
     sheet.name: sheet
     for sheet in (
-        Device("mi250x", 383e12, 3.277e12, 128e9, f"{_AMD}; bandwidth from memory"),
-        Device("mi300x", 1307.4e12, 5.3e12, 192e9, _AMD, 668.4e12, 4.33e12, f"{_MAMF}; bandwidth: the same report"),
+        Device("mi250x", 383e12, 3.277e12, 128e9, f"{_AMD}, at second hand; bandwidth from memory"),
+        Device(
+            "mi300x", 1307.4e12, 5.3e12, 192e9, f"{_AMD}, at second hand", 668.4e12, 4.33e12, f"{_MAMF}; bandwidth: the same report"
+        ),
         Device("mi325x", 1307.4e12, 6.0e12, 256e9, f"{_AMD}, at second hand", 784.9e12, None, _MAMF),
         Device("mi355x", 2516.6e12, 8.0e12, 288e9, f"{_AMD}, at second hand; bfloat16 is half of fp8", 1565e12, None, _MAMF),
         Device("h100", 989.4e12, 3.35e12, 80e9, f"{_NVIDIA} (SXM), from memory", reached_bandwidth=3.036e12, **_H100_REACHED),
         Device("h200", 989.4e12, 4.8e12, 141e9, f"{_NVIDIA}, from memory", **_H100_REACHED),
         Device("b200", 2250e12, 7.7e12, 180e9, f"{_NVIDIA} (HGX), at second hand", 1745e12, None, _MAMF),
-        Device("a100", 312e12, 2.039e12, 80e9, f"{_NVIDIA} (80 GB SXM)"),
+        Device("a100", 312e12, 2.039e12, 80e9, f"{_NVIDIA} (80 GB SXM), at second hand"),
         Device("l40s", 362e12, 0.864e12, 48e9, f"{_NVIDIA}, from memory"),
         Device("rtx4090", 165.2e12, 1.008e12, 24e9, f"{_NVIDIA}, from memory, not checked; float32 accumulation"),
     )

@@ -21,7 +21,8 @@ from zaya_core.assets import BUNDLED
 from zaya_core.config import Tidar
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.io.checkpoint import write_checkpoint
-from zaya_core.model.init import PRESETS, random_tensors
+from zaya_core.model.init import random_tensors
+from zaya_core.presets import PRESETS
 from zaya_core.train.plan import Work, memory_of
 
 CONFIG = PRESETS["mini"].with_changes(

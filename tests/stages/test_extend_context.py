@@ -43,7 +43,7 @@ def test_a_run_in_legs_ends_with_a_longer_context_and_a_report(root, tmp_path):
 
 
 def test_yarn_stretches_what_the_parent_knew():
-    from zaya_core.model.init import PRESETS
+    from zaya_core.presets import PRESETS
 
     config = ExtendContextConfig("in", "out", data=("x",), context=4096, rope_scaling="yarn")
     new = extended(config, PRESETS["tiny"])

@@ -9,8 +9,8 @@ from recipes.bench.plan import CASES, measured_bytes, planned_bytes, written_mod
 from zaya_cli.app import main
 from zaya_core.devices import find_device
 from zaya_core.errors import ConfigError
-from zaya_core.model.init import PRESETS
 from zaya_core.model.load import meta_model
+from zaya_core.presets import PRESETS
 from zaya_core.train.plan import Work, cure, flops_of, hours_of, memory_of, sizes_of
 
 MI300X = find_device("mi300x")

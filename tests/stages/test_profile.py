@@ -123,6 +123,7 @@ def test_plot(tmp_path):
         ({"stage": "sft", "tokens": "many"}, "--tokens is 'many'"),
         ({"stage": "sft", "context_parallel": 3}, "--ranks is 8"),
         ({"plot": Path("x.doc")}, "--plot x.doc cannot be written"),
+        ({"save_settings": Path("nowhere/s.json")}, "--save-settings is nowhere/s.json"),
         ({"measure": True}, "expected --device auto, cpu or cuda, got mi300x"),
         ({"trace": Path("t.json")}, "--trace is written by --measure"),
     ],

@@ -14,6 +14,7 @@ from zaya_core.config import ModelConfig
 from zaya_core.engine.prefix import Prefixes
 from zaya_core.engine.request import Committed, Final, Request
 from zaya_core.engine.run import Run, Share
+from zaya_core.errors import ConfigError
 from zaya_core.layout import Layout, template
 from zaya_core.model.pool import Pool
 from zaya_core.ops.sampling import Sampler
@@ -87,10 +88,19 @@ class Engine:
 
     def has_room(self, request: Request) -> bool:
         """May it be added now? Prefixes that are only kept make room."""
-        return self.num_rows < self.max_rows and self.prefixes.make_room(request.num_slots)
+        return self.num_rows < self.max_rows and self.prefixes.can_make_room(request.num_slots)
 
     def add(self, request: Request) -> int:
-        """Take a request in, which `has_room` allowed; returns the ticket under which its tokens come."""
+        """Take a request in, which `has_room` allowed; returns the ticket under which its tokens come.
+
+        A prompt with ids that the model does not have is a ConfigError.
+        """
+        vocab_size = self.model.config.vocab_size
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
+            wrong = next(index for index in request.prompt_ids if not 0 <= index < vocab_size)
+            raise ConfigError(f"the prompt has the id {wrong}, expected ids below the vocabulary's {vocab_size}")
+        if not self.prefixes.make_room(request.num_slots):
+            raise ConfigError(f"no room for {request.num_slots} slots", hint="ask has_room first")
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         row, forbidden = self.pool.open(request.num_slots), self._forbidden(request.how.forbidden)
         self._runs[ticket] = Run(request, row, forbidden, self.model.config.vocab_size)
@@ -130,10 +140,11 @@ class Engine:
         """Every request that decodes, then chunks of unread prompts."""
         turns = [Turn(ticket, run, run.share(0)) for ticket, run in self._runs.items() if run.draft is not None]
         reading = [run for run in self._runs.values() if run.draft is None]
+        waiting = [run for run in reading if run.waits_for(reading)]
         for run in reading:
-            if run.row.length == 0 and not run.how.return_experts:
+            if run.row.length == 0 and run not in waiting and not run.how.return_experts:
                 self.prefixes.find(run, [other for other in self._runs.values() if other is not run])
-        unread = {ticket: run.num_unread for ticket, run in self._runs.items() if run.draft is None and not run.waits_for(reading)}
+        unread = {ticket: run.num_unread for ticket, run in self._runs.items() if run.draft is None and run not in waiting}
         shares = chunks(unread, BESIDE_DECODING if turns else PREFILL_CHUNK)
         return turns + [Turn(ticket, self._runs[ticket], self._runs[ticket].share(count)) for ticket, count in shares.items()]
 
@@ -201,7 +212,8 @@ def chunks(unread: dict[int, int], most: int) -> dict[int, int]:
     if not unread:
         return {}
     oldest = min(unread)
-    taken = {oldest: min(unread[oldest], most // 2 if len(unread) > 1 else most)}
+    others = sum(count for ticket, count in unread.items() if ticket != oldest)
+    taken = {oldest: min(unread[oldest], max(most // 2, most - others))}
     for ticket in sorted(unread, key=lambda ticket: unread[ticket]):
         room = most - sum(taken.values())
         if ticket != oldest and room:

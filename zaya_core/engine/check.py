@@ -35,7 +35,7 @@ class Difference:
 
     def read_by(self, model: Network) -> "Difference":
         """The same place with the logits of another network, such as this one in float32."""
-        row = _rows(model, self.prefix_ids)[-1]
+        (row,) = _rows(model, self.prefix_ids, last=1)
         return replace(self, ar_logit=float(row[self.ar_token_id]), lossless_logit=float(row[self.lossless_token_id]))
 
 
@@ -63,15 +63,15 @@ def logprob_error(model: Network, request: Request) -> float:
     """Largest difference between the log-probabilities that a request reports and those of one causal forward over its tokens."""
     finals = decoded(model, request)
     token_ids = [final.token_id for final in finals]
-    rows = _rows(model, request.prompt_ids + token_ids[:-1])[len(request.prompt_ids) - 1 :]
+    rows = _rows(model, request.prompt_ids + token_ids[:-1], last=len(token_ids))
     rows = rows.index_fill(1, torch.tensor(request.how.forbidden, dtype=torch.int64, device=rows.device), float("-inf"))
     wanted = rows.log_softmax(-1).gather(1, torch.tensor(token_ids, device=rows.device)[:, None]).flatten().tolist()
     return max(abs(final.logprob - logprob) for final, logprob in zip(finals, wanted, strict=True))
 
 
 @torch.inference_mode()
-def _rows(model: Network, token_ids: list[int]) -> torch.Tensor:
-    """The AR logits [T, V] of one causal forward."""
+def _rows(model: Network, token_ids: list[int], *, last: int) -> torch.Tensor:
+    """The AR logits [last, V] of the last tokens, from one causal forward."""
     pool = model.new_pool(len(token_ids), max_rows=1, marks=False)
     layout = pool.layout([(pool.open(len(token_ids)), template(len(token_ids), (), 0))])
-    return model.logits(model(torch.tensor([token_ids], device=model.device), layout, pool, None)[0])
+    return model.logits(model(torch.tensor([token_ids], device=model.device), layout, pool, None)[0, -last:])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zaya_core.engine.chance import Chance
 from zaya_core.engine.levels import best_levels, draft_worth
-from zaya_core.errors import ConfigError
+from zaya_core.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,6 @@ class Verifier:
 
     def judge(self, ar_logits: Tensor, draft_logits: Tensor) -> Tensor:
         """Raw rows [R, V] of both halves for the same positions -> the raw rows that judge."""
-        if self.mix_weight == 1:
-            return ar_logits
         return self.mix_weight * ar_logits + (1 - self.mix_weight) * draft_logits
 
 
@@ -48,6 +46,8 @@ def walk(draft: Draft, laws: Tensor, chance: Chance) -> tuple[int, int]:
     place = torch.arange(len(draft) - 1, device=laws.device)
     ids = torch.tensor(draft.token_ids[1:], dtype=torch.int64, device=laws.device)
     ratios = (laws[place, ids] / draft.laws[place, ids]).tolist()
+    if not all(ratio >= 0 for ratio in ratios):
+        raise RunError("the model's logits are not numbers", hint="is the checkpoint whole, and are its weights finite?")
     for row, ratio in enumerate(ratios):
         if not chance.accept(min(1.0, ratio)):
             return row + 1, chance.draw(residual(laws[row], draft.laws[row])[None])[0]

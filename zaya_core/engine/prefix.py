@@ -49,11 +49,15 @@ class Prefixes:
         if len(self._kept) > self.most:
             self._drop()
 
+    def can_make_room(self, capacity: int) -> bool:
+        """Would a row of this capacity fit, if kept rows went?"""
+        return self.pool.gap_for(capacity, without=[kept.row for kept in self._kept]) is not None
+
     def make_room(self, capacity: int) -> bool:
-        """Let kept rows go until one of this capacity fits; False if it does not fit without any."""
+        """Let kept rows go, the least recently used first, until one of this capacity fits; none if that would not help."""
+        if not self.can_make_room(capacity):
+            return False
         while self.pool.gap_for(capacity) is None:
-            if not self._kept:
-                return False
             self._drop()
         return True
 

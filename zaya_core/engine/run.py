@@ -40,7 +40,7 @@ class Run:
         self.draft_sampler = replace(sampler, temperature=given) if is_warm else sampler
         self.seen = None
         if sampler.repetition_penalty != 1:
-            self.seen = torch.zeros(vocab_size, dtype=torch.bool)
+            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=forbidden.device)
             self.seen[request.prompt_ids] = True
 
     @property
@@ -63,8 +63,10 @@ class Run:
     def share(self, max_chunk: int) -> Share:
         """What goes into the next forward; of an unread prompt at most `max_chunk` tokens."""
         if self.draft is not None:
-            levels = self.how.proposals.levels(self.draft, self.how.block_length)
-            return Share(self.draft.token_ids, levels, self.how.block_length, len(self.draft))
+            remaining = self.how.max_new_tokens - len(self.new_ids)
+            # After accepting as many as remain no draft is wanted.
+            levels = [level for level in self.how.proposals.levels(self.draft, self.how.block_length) if level < remaining]
+            return Share(self.draft.token_ids, tuple(levels), self.how.block_length, len(self.draft))
         chunk = self.request.prompt_ids[self.row.length :][:max_chunk]
         is_last = len(chunk) == self.num_unread
         has_block = is_last and self.how.block_length > 0 and self.how.max_new_tokens > 1
@@ -154,6 +156,10 @@ class Run:
         """The event of a forward; `drafted` is the draft that it judged."""
         experts, self._experts = torch.cat(self._experts) if self._experts else None, []
         reason = self.finish_reason()
+        if experts is not None and reason is not None:
+            # Accepted tokens past the text's end are no part of it, and its last token was not read for anything.
+            wanted = len(self.request.prompt_ids) + len(self.new_ids) - 1
+            experts = experts[: max(0, len(experts) - (self.row.length - wanted))]
         pre_drafted = tuple(self.draft.token_ids[1:]) if self.draft and reason is None else ()
         return Committed(finals, reason, drafted, accepted if drafted else 0, pre_drafted, experts)
 
@@ -181,8 +187,10 @@ class Run:
         """One token after another, because what may come depends on what came; ends where the text would."""
         ids, laws = [newest], []
         for row in logits:
+            if ids[-1] in self.how.end_ids:
+                break
             masked = self._allowed(row, [*self.new_ids, *ids[1:]])[None]
-            if ids[-1] in self.how.end_ids or not bool((masked.index_fill(-1, self.forbidden, NEVER) > NEVER).any()):
+            if not bool((masked.index_fill(-1, self.forbidden, NEVER) > NEVER).any()):
                 break
             laws.append(self.draft_sampler.law(masked, self.forbidden, self.seen_by_drafts(1)))
             ids += self.request.chance.draw(laws[-1])

@@ -81,7 +81,8 @@ class Pool:
         self._marks = marks
         self.config, self.num_slots, self.max_rows, self.device = config, num_slots, max_rows, empty.device
         groups, width = config.num_key_value_heads, config.head_dim
-        self._stored = torch.empty(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
+        # Zeros, which the kernel gives when they are touched: a hidden key still enters a product, and 0 * nan is nan.
+        self._stored = torch.zeros(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
         self._empty = empty.to(widened(empty.dtype))
         self._tails = self._empty[:, None].repeat(1, max_rows * HISTORY, 1)
         self._joined = self._tails
@@ -95,12 +96,13 @@ class Pool:
         """Time steps of history before the slots of this forward."""
         return HISTORY * len(self.parts)
 
-    def gap_for(self, capacity: int) -> int | None:
-        """Where a row of this capacity can begin now, or None."""
-        if len(self._rows) >= self.max_rows:
+    def gap_for(self, capacity: int, *, without: Sequence[Row] = ()) -> int | None:
+        """Where a row of this capacity can begin, now or if some rows were closed; None if nowhere."""
+        rows = [row for row in self._rows if row not in without]
+        if len(rows) >= self.max_rows:
             return None
         end = 0
-        for row in sorted(self._rows, key=lambda row: row.begin):
+        for row in sorted(rows, key=lambda row: row.begin):
             if row.begin - end >= capacity:
                 return end
             end = row.begin + row.capacity

@@ -62,7 +62,7 @@ def apply_prepared_experts(x: Tensor, choice: Tensor, gate_up: Sequence[Product]
     rows = x.index_select(0, order).split(sizes)
     inner = _activated(torch.cat([gate_up[index](part) for (index, _), part in zip(hit, rows, strict=True)]))
     out = torch.cat([down[index](part) for (index, _), part in zip(hit, inner.split(sizes), strict=True)])
-    return torch.zeros_like(x).index_copy_(0, order, out)
+    return torch.zeros_like(x).index_copy_(0, order, out.to(x.dtype))
 
 
 def _activated(gates: Tensor) -> Tensor:

@@ -83,14 +83,24 @@ def draw(laws: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most probable ids whose mass reaches `top_p`; a full sort only where the head does not reach it."""
-    total = logits.logsumexp(-1, keepdim=True)
+    """Keep the smallest set of most probable ids whose mass reaches `top_p`; a row is sorted whole only where its head falls short.
+
+    Of equal logits at the border the lower ids are kept, whatever rows come along.
+    """
     count = min(HEAD, logits.shape[-1])
-    ordered, order = logits.topk(count, -1)
-    mass = (ordered - total).exp().cumsum(-1)
-    if count < logits.shape[-1] and bool((mass[..., -1] < top_p).any()):
-        ordered, order = logits.sort(-1, descending=True)
-        mass = (ordered - total).exp().cumsum(-1)
-    before = mass - (ordered - total).exp()
-    kept = torch.full_like(logits, NEVER)
-    return kept.scatter_(-1, order, ordered.masked_fill(before >= top_p, NEVER))
+    kept, is_enough = _kept_of(logits, logits.topk(count, -1).values, top_p)
+    if count < logits.shape[-1] and not bool(is_enough.all()):
+        rest = logits[~is_enough]
+        kept[~is_enough] = _kept_of(rest, rest.sort(-1, descending=True).values, top_p)[0]
+    return logits.masked_fill(~kept, NEVER)
+
+
+def _kept_of(logits: Tensor, ordered: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Which ids [R, V] are in the nucleus, by the largest logits of each row in order; and for which rows these suffice [R]."""
+    share = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
+    before = share.cumsum(-1) - share
+    size = (before < top_p).sum(-1, keepdim=True)
+    least = ordered.gather(-1, size - 1)
+    above, tied = logits > least, logits == least
+    room = size - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.cumsum(-1) <= room)), (before[:, -1] + share[:, -1]) >= top_p

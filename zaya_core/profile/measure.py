@@ -45,7 +45,7 @@ class Rig:
         levels = _levels(shape.proposals, block_length)
         self.template = template(self.clean, levels, block_length if levels else 0)
         slots = self.template.position.shape[1]
-        self.pool = model.new_pool(shape.batch * (shape.context + slots), max_rows=shape.batch)
+        self.pool = model.new_pool(shape.batch * (shape.context + slots), max_rows=shape.batch, marks=False)
         self.rows = [self.pool.open(shape.context + slots) for _ in range(shape.batch)]
         _fill(self.pool, self.rows[0], self.template)
         for row in self.rows:
@@ -133,7 +133,7 @@ def mean_distinct(routing: list[Tensor], num_experts: int) -> float:
 
 def prefill_seconds(model: Network, num_tokens: int) -> float:
     """Of a prompt of random tokens, in one forward; the best of three."""
-    pool = model.new_pool(num_tokens, max_rows=1)
+    pool = model.new_pool(num_tokens, max_rows=1, marks=False)
     row, step = pool.open(num_tokens), template(num_tokens)
     ids = torch.randint(0, model.config.vocab_size, (1, num_tokens)).to(model.device)
 
@@ -180,9 +180,9 @@ class Watched:
         """As the model."""
         return self.model.logits(hidden)
 
-    def new_pool(self, num_slots: int, *, max_rows: int) -> Pool:
+    def new_pool(self, num_slots: int, *, max_rows: int, marks: bool) -> Pool:
         """As the model."""
-        return self.model.new_pool(num_slots, max_rows=max_rows)
+        return self.model.new_pool(num_slots, max_rows=max_rows, marks=marks)
 
     def loads(self) -> tuple[tuple[float, ...], ...]:
         """Each layer's shares of its experts."""

@@ -57,6 +57,7 @@ def assumptions(scene: Scene, device: Device, acceptance: str) -> dict[str, Any]
         "reached by": device.reached_source or "nobody measured it",
         "us a launch (--launch-us)": pace.launch_seconds * 1e6,
         "routing correlation (--correlation)": scene.routing.correlation,
+        "that of masks": scene.routing.mask_correlation,
         "routing loads": "measured" if scene.routing.loads else "equal shares",
         "element_bytes (--dtype)": str(scene.width),
         "parts of a forward": "one after the other, each at its own roof",

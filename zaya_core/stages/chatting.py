@@ -16,6 +16,7 @@ from zaya_core.option import option_type
 from zaya_core.stages.decoding import decoding
 from zaya_core.stages.generate import GenerateConfig, Opened, drawn_seed
 from zaya_core.stages.prompts import Dresser, Prompt
+from zaya_core.stages.tuning import tuned
 
 if TYPE_CHECKING:
     from zaya_core.engine.batch import Engine
@@ -49,7 +50,7 @@ HELP = (
 def converse(config: GenerateConfig, opened: Opened, dresser: Dresser) -> Iterator[Event]:
     """Ask, answer, until there is no more line or it says /exit."""
     model = opened.model(config)
-    yield from opened.described(config, model)
+    opened = yield from opened.settled(config, model, batch=1, context=config.max_new_tokens)
     if not dresser.is_chat:
         yield Warn(f"{opened.checkpoint.path.name} was not tuned for chat: it continues a transcript of User: and Assistant:")
     yield Note("/help lists the commands")
@@ -161,7 +162,8 @@ class Conversation:
             yield Note(f"the context of {context} tokens is full: the oldest {begin // 2} exchanges are left out")
         check_room(len(prompt.token_ids(self.opened.tokenizer)), limit, context)
         stops = self.config.stop if self.dresser.is_chat else (*self.config.stop, *PLAIN_STOPS)
-        return Job(0, prompt, self.seed + self.num_answers, self.opened.how, stops)
+        how = tuned(self.opened.how, self.opened.settings, batch=1, num_prompt_tokens=len(prompt.token_ids(self.opened.tokenizer)))
+        return Job(0, prompt, self.seed + self.num_answers, how, stops)
 
     def _prompt(self, messages: list[dict[str, Any]]) -> Prompt:
         if self.dresser.is_chat:

@@ -188,7 +188,9 @@ class Completion:
             prefill_seconds=self.first_at - self.began,
             decode_seconds=self.last_at - self.first_at,
         )
-        stats = {"sampler": shown.sampler, "num_prompt_tokens": num_prompt} | counted | _machine(engine, shown.batch_size)
+        how = self.job.how
+        drafts = {"block": how.verify_length, "proposals": how.proposals.count if how.block_length else 0}  # null: all
+        stats = {"sampler": shown.sampler, "num_prompt_tokens": num_prompt} | counted | drafts | _machine(engine, shown.batch_size)
         return values | {"stats": stats}
 
 

@@ -44,7 +44,7 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.proposals not in ("auto", "all") and not self.proposals.isdigit():
+        if self.proposals not in ("auto", "all") and not (self.proposals.isascii() and self.proposals.isdecimal()):
             raise ConfigError(f"--proposals is {self.proposals!r}, expected auto, all or a number")
         if self.settings is not None and self.proposals != "auto":
             raise ConfigError(f"--settings chooses where --proposals is auto, got {self.proposals}", hint="leave one of them out")
@@ -89,6 +89,7 @@ def idle_flags(config: DecodingConfig) -> list[str]:
         "--mix-weight": config.mix_weight is not None and config.sampler != "mix",
         "--block": config.block is not None and config.sampler == "ar",
         "--proposals": config.proposals != "auto" and config.sampler == "ar",
+        "--settings": config.settings is not None and config.sampler == "ar",
     }
     return [flag for flag, is_idle in given.items() if is_idle]
 

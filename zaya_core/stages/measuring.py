@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from zaya_core.events import Event, Note, Progress, Result, Warn
 
 if TYPE_CHECKING:
-    from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.engine.batch import Network
     from zaya_core.profile.calibration import Timing
     from zaya_core.profile.measure import Shape, Watched
@@ -21,20 +20,17 @@ WITHIN = 0.25
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: `shapes`, each for about `seconds`; `prompts`, `num_tokens` from each; `trace`: a file for the last shape's."""
+    """What to run: `shapes`, each for about `seconds`; `num_tokens` after each of `prompts`; `trace`: a file for the last shape."""
 
     shapes: "list[Shape]"
     seconds: float
-    prompts: list[str]
+    prompts: list[list[int]]
     num_tokens: int
     trace: Path | None
 
 
-def measured(plan: Plan, model: "Network", scene: "Scene", tokenizer: "TextTokenizer | None") -> Iterator[Event]:
-    """Tables of what was run, predicted beside measured; returns the scene with the pace, routing and acceptance found.
-
-    Prompts are decoded only with a tokenizer: random weights have no acceptance worth a histogram.
-    """
+def measured(plan: Plan, model: "Network", scene: "Scene") -> Iterator[Event]:
+    """Tables of what was run, predicted beside measured; returns the scene with the pace, routing and acceptance found."""
     from zaya_core.profile.measure import PASSES, Rig, save_trace, timings
     from zaya_core.runtime import peak_memory_bytes
 
@@ -43,8 +39,8 @@ def measured(plan: Plan, model: "Network", scene: "Scene", tokenizer: "TextToken
         yield Progress("steps", done, PASSES * len(plan.shapes), "shapes")
     scene = yield from _calibrated(scene, found)
     yield _prefills(model, sorted({shape.context for shape in plan.shapes}))
-    if tokenizer is not None:
-        scene = yield from _decoded(plan, model, scene, tokenizer)
+    if plan.prompts:
+        scene = yield from _decoded(plan, model, scene)
     if plan.trace is not None:
         save_trace(plan.trace, Rig(model, plan.shapes[-1], scene.block_length))
         yield Note(f"wrote {plan.trace}")
@@ -124,7 +120,7 @@ def _prefills(model: "Network", lengths: list[int]) -> Result:
     return Result({"title": "Prefill of one prompt in one forward", "table": lines})
 
 
-def _decoded(plan: Plan, model: "Network", scene: "Scene", tokenizer: "TextTokenizer") -> Iterator[Event]:
+def _decoded(plan: Plan, model: "Network", scene: "Scene") -> Iterator[Event]:
     """The prompts with every level, at temperature 1; returns the scene with their acceptance and routing."""
     from zaya_core.profile.acceptance import Acceptance
     from zaya_core.profile.measure import Watched
@@ -134,7 +130,7 @@ def _decoded(plan: Plan, model: "Network", scene: "Scene", tokenizer: "TextToken
     watched, lengths = Watched(model), []
     for done, prompt in enumerate(plan.prompts):
         yield Progress("prompts", done, len(plan.prompts), "prompts")
-        lengths += _accepted(watched, tokenizer.encode(prompt), plan, scene.block_length, seed=done)
+        lengths += _accepted(watched, prompt, plan, scene.block_length, seed=done)
     histogram = [lengths.count(length) for length in range(1, scene.block_length + 1)]
     acceptance = Acceptance.from_histogram(histogram)
     offsets = [{"mask": index, "accepted": significant(chance, 3)} for index, chance in enumerate(acceptance.chances, 2)]

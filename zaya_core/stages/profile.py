@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note, Result, Warn
-from zaya_core.option import check_options, option
+from zaya_core.option import check_options, flag_name, option
 
 if TYPE_CHECKING:
     from zaya_core.config import ModelConfig
@@ -77,6 +77,10 @@ class ProfileConfig:
         check_options(self)
         if self.measure and (self.device not in HERE or self.stage != "decode"):
             raise ConfigError(f"--measure runs decoding here, expected --device auto, cpu or cuda, got {self.device}, {self.stage}")
+        for name in ("save_settings", "plot", "trace"):
+            path = getattr(self, name)
+            if path is not None and not path.absolute().parent.is_dir():
+                raise ConfigError(f"{flag_name(name)} is {path}, expected a file in a directory that exists")
         if self.trace is not None and not self.measure:
             raise ConfigError("--trace is written by --measure", hint="add --measure")
 
@@ -106,9 +110,12 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
     scene, grid = _scene(config, model, device, dtype), _grid(config, model)
     yield from _warnings(config, device, dtype)
     yield Result({"model": name, "dtype": dtype} | summary(scene, device))
+    accepted = _acceptance_text(config)
     if config.measure:
+        before = scene.acceptance
         scene = yield from _measured(config, model, scene, grid, dtype)
-    yield Result({"assumed": assumptions(scene, device, _acceptance_text(config))})
+        accepted = accepted if scene.acceptance is before else "measured here, mask by mask"
+    yield Result({"assumed": assumptions(scene, device, accepted)})
     variants = variant_table(
         model, device, width=scene.width, block_length=scene.block_length, context=grid.contexts[len(grid.contexts) // 2]
     )
@@ -123,25 +130,20 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
     if config.save_settings is not None:
         from zaya_core.io.files import write_json
 
-        settings = settings_from(best, scene, model=name, device=device.name, dtype=dtype, acceptance=_acceptance_text(config))
+        settings = settings_from(best, scene, model=name, device=device.name, dtype=dtype, acceptance=accepted)
         write_json(config.save_settings, settings.to_json())
         yield Note(f"wrote {config.save_settings}: {len(settings.cells)} cells")
     if config.plot is not None:
         from zaya_core.profile.plots import save_plot
 
-        save_plot(
-            config.plot, scene, grid, best, edges, title=f"{name} on {device.name}, {dtype}, acceptance {_acceptance_text(config)}"
-        )
+        save_plot(config.plot, scene, grid, best, edges, title=f"{name} on {device.name}, {dtype}, acceptance {accepted}")
         yield Note(f"wrote {config.plot}")
 
 
 def _measured(config: ProfileConfig, model: "ModelConfig", scene: "Scene", grid: "Grid", dtype: str) -> Iterator[Event]:
     """Run the model; returns the scene as it was found."""
-    from zaya_core.data.sources import read_prompts
-    from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.model.init import random_serving
     from zaya_core.model.load import load_serving
-    from zaya_core.model.parity import PROMPTS
     from zaya_core.profile.measure import Shape
     from zaya_core.runtime import DTYPES, pick_device
     from zaya_core.stages.measuring import Plan, measured
@@ -150,15 +152,28 @@ def _measured(config: ProfileConfig, model: "ModelConfig", scene: "Scene", grid:
     counts = [0, *sorted({setting.proposals for setting in grid.settings})]
     shapes = [Shape(batch, context, count) for batch in grid.batches for context in grid.contexts for count in counts]
     checkpoint = _checkpoint(config)
+    prompts: list[list[int]] = []
     if checkpoint is None:
         yield Note("a preset: random weights, no prompts")
-        network, tokenizer = random_serving(model, dtype=DTYPES[dtype], device=device), None
+        network = random_serving(model, dtype=DTYPES[dtype], device=device)
     else:
         network = load_serving(checkpoint, dtype=DTYPES[dtype], device=device)
-        tokenizer = TextTokenizer(checkpoint.path) if checkpoint.config.tidar else None
-    prompts = list(read_prompts(config.prompts)) if config.prompts else list(PROMPTS)
+        prompts = _prompts(config, checkpoint) if model.tidar else []
     plan = Plan(shapes, config.measure_seconds, prompts, config.prompt_tokens, config.trace)
-    return (yield from measured(plan, network, scene, tokenizer))
+    return (yield from measured(plan, network, scene))
+
+
+def _prompts(config: ProfileConfig, checkpoint: "Checkpoint") -> list[list[int]]:
+    """Token ids of the prompts in --prompts, or of ours."""
+    from zaya_core.data.tokenizer import TextTokenizer
+    from zaya_core.model.parity import PROMPTS
+    from zaya_core.stages.prompts import Dresser, PromptConfig, read_all
+
+    tokenizer = TextTokenizer(checkpoint.path)
+    if config.prompts is None:
+        return [tokenizer.encode(text) for text in PROMPTS]
+    dresser = Dresser.of(PromptConfig(input=config.prompts), checkpoint, tokenizer)
+    return [prompt.token_ids(tokenizer) for prompt in read_all(dresser)]
 
 
 def _focus(config: ProfileConfig, scene: "Scene", grid: "Grid") -> Iterator[Event]:
@@ -264,9 +279,10 @@ def _scene(config: ProfileConfig, model: "ModelConfig", device: "Device", dtype:
     launch = None if config.launch_us is None else config.launch_us * 1e-6
     pace = pace_of(device, reached=config.reached, launch_seconds=launch)
     width = {"bfloat16": 2, "float32": 4}[dtype]
-    return Scene(
-        model, pace, device.memory_bytes, width, Routing(config.correlation), _acceptance(config, _trained_block(config, model))
-    )
+    accepted = _acceptance(config, _trained_block(config, model))
+    # Our engine on a CPU takes sequences and experts one after another; on a GPU, and on a sheet, one launch takes all.
+    loops = config.device in HERE and "cpu" in device.name
+    return Scene(model, pace, device.memory_bytes, width, Routing(config.correlation, config.correlation), accepted, loops)
 
 
 def _trained_block(config: ProfileConfig, model: "ModelConfig") -> int:
