@@ -243,6 +243,16 @@ def test_usage_so_far_in_every_chunk(server):
     assert counts[-1] == 20
 
 
+def test_a_second_turn_reads_only_what_is_new(server):
+    messages = [{"role": "system", "content": "x = 1\n" * 100}, {"role": "user", "content": "Explain."}]
+    first = chat(server, messages=messages)
+    before = server.metric("zaya_prompt_tokens_reused")
+    more = [*messages, {"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "Again?"}]
+    second = chat(server, messages=more)
+    assert server.metric("zaya_prompt_tokens_reused") - before > 0.8 * first.usage.prompt_tokens
+    assert chat(server, messages=more).choices[0].message.content == second.choices[0].message.content
+
+
 def test_mix_of_weight_one_is_lossless(server):
     lossless = text(server, extra_body={"zaya": {"sampler": "lossless", "proposals": "all"}})
     mixed = text(server, extra_body={"zaya": {"sampler": "mix", "mix_weight": 1.0, "proposals": "all"}})

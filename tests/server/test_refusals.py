@@ -38,6 +38,7 @@ REFUSED = [
     (TEXT, {"prompt": "x", "temperature": -1}, "temperature"),
     (TEXT, {"prompt": "x", "temperature": 1e-30}, "temperature"),
     (TEXT, {"prompt": "x", "top_p": 0}, "top_p"),
+    (TEXT, {"prompt": "x", "top_p": 5e-324}, "top_p"),
     (TEXT, {"prompt": "x", "top_k": -2}, "top_k"),
     (TEXT, {"prompt": "x", "seed": 2**64}, "seed"),
     (TEXT, {"prompt": "x", "max_tokens": -1}, "max_tokens"),
@@ -106,6 +107,16 @@ def test_neutral_values_of_what_is_not_implemented_pass(server):
     }
     status, answer = server.post(TEXT, prompt="x", max_tokens=1, **neutral)
     assert status == 200, answer
+
+
+def test_the_borders_of_what_may_be_asked_for(server):
+    """Values at the ends of their ranges reach the engine and come back as texts."""
+    ends = [{"top_p": 1e-6}, {"top_k": 1}, {"top_k": 10**9}, {"min_p": 1}, {"temperature": 0.01}, {"temperature": 1000}]
+    ends += [{"repetition_penalty": 0.01}, {"repetition_penalty": 100}, {"seed": -(2**63)}, {"seed": 2**63 - 1}, {"logprobs": 20}]
+    for sampler in ("ar", "lossless", "mix"):
+        for end in [*ends, {"temperature": 0.01, "top_p": 1e-6, "min_p": 1, "top_k": 1, "repetition_penalty": 100}]:
+            status, answer = server.post(TEXT, prompt="x = ", max_tokens=4, **end, zaya={"sampler": sampler})
+            assert status == 200, (end, answer)
 
 
 def test_a_text_beyond_the_context_is_refused_with_the_numbers(server):

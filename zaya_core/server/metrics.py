@@ -24,10 +24,12 @@ class Metrics:
         self.running = self._gauge("zaya_completions_running", "Completions that the engine works on.")
         self.waiting = self._gauge("zaya_completions_waiting", "Completions in the queue.")
         self.slots = self._gauge("zaya_kv_slots_reserved", "Places of the K/V pool that running completions hold.")
+        self.reused_tokens = self._gauge("zaya_prompt_tokens_reused", "Tokens of prompts that were not read again.")
         self.total_slots = self._gauge("zaya_kv_slots_capacity", "Places of the K/V pool.")
 
-    def show_load(self, *, running: int, waiting: int, num_slots: int) -> None:
-        """How full the engine is."""
+    def show_load(self, *, running: int, waiting: int, num_slots: int, num_reused: int) -> None:
+        """How full the engine is, and how many tokens it has not had to read again."""
+        self.reused_tokens.set(num_reused)
         self.running.set(running)
         self.waiting.set(waiting)
         self.slots.set(num_slots)

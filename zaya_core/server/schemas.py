@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from zaya_core.server.refusal import invalid
 
+LEAST_TOP_P = 1e-6  # far below, it is 0 in float32, and no token is left
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
@@ -79,7 +80,7 @@ class Shared(Sent):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=LEAST_TOP_P, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None

@@ -98,7 +98,11 @@ class Worker:
             self._guarded(self._admit)
             self._guarded(self._score)
             self._guarded(self._step)
-            self.metrics.show_load(running=len(self._running), waiting=len(self._waiting), num_slots=self._num_slots())
+            self._show_load()
+
+    def _show_load(self) -> None:
+        slots, reused = self._num_slots(), self.engine.prefixes.num_reused
+        self.metrics.show_load(running=len(self._running), waiting=len(self._waiting), num_slots=slots, num_reused=reused)
 
     def _has_work(self) -> bool:
         return bool(self._is_closing or self._running or self._waiting or self._scorings or self._scoring)

@@ -53,6 +53,9 @@ class ServeLocalConfig:
     max_model_len: int | None = option(None, help="tokens of prompt and answer together; the model's context by default", minimum=2)
     max_num_seqs: int = option(32, help="completions that are decoded together", minimum=1)
     max_queue: int = option(256, help="completions that may wait beyond these; more get 429", minimum=0)
+    keep_prefixes: int = option(
+        32, help="texts that are kept, while their places are free, so that what goes on from them is not read again", minimum=0
+    )
     kv_memory: float | None = option(
         None, help="GiB for keys and values of running completions; by default at most a quarter of the free memory", above=0
     )
@@ -124,7 +127,7 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
     model = ServingModel(load_model(checkpoint, dtype=dtype, device=device))
-    engine = Engine(model, num_slots=served.bounds.num_slots, max_rows=config.max_num_seqs)
+    engine = Engine(model, num_slots=served.bounds.num_slots, max_rows=config.max_num_seqs, keep_prefixes=config.keep_prefixes)
     crowd = CPU_CROWD if config.draft_up_to is None and device.type == "cpu" else config.draft_up_to
     worker = Worker(
         engine,
