@@ -198,7 +198,7 @@ def test_in_a_terminal(tmp_path):
         terminal.type("\x03")
         assert "tokens/forward" not in terminal.wait_for(PROMPT), "stopped, not done"
         terminal.type("half a line")
-        terminal.wait_for("half a line")  # readline listens now; a signal between its prompt and its listening waits for the next key
+        terminal.wait_for("half a line")  # a signal before readline listens waits for the next key
         terminal.type("\x03")
         terminal.wait_for(PROMPT)
         terminal.type("/sampler ar\n")
