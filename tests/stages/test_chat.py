@@ -197,7 +197,9 @@ def test_in_a_terminal(tmp_path):
         terminal.wait_for("a long one")
         terminal.type("\x03")
         assert "tokens/forward" not in terminal.wait_for(PROMPT), "stopped, not done"
-        terminal.type("half a line\x03")
+        terminal.type("half a line")
+        terminal.wait_for("half a line")  # a signal before readline listens waits for the next key
+        terminal.type("\x03")
         terminal.wait_for(PROMPT)
         terminal.type("/sampler ar\n")
         terminal.wait_for("sampler is ar")

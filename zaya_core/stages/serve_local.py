@@ -115,8 +115,7 @@ def run(config: ServeLocalConfig) -> Iterator[Event]:
 def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log: "queue.SimpleQueue[Event]") -> "Worker":
     """Load the model, warm it up, and let requests in."""
     from zaya_core.engine.batch import Engine
-    from zaya_core.model.load import load_model
-    from zaya_core.model.serving import ServingModel
+    from zaya_core.model.load import load_serving
     from zaya_core.runtime import leave_a_core, pick_device, pick_dtype
     from zaya_core.server.answering import Service
     from zaya_core.server.served import describe
@@ -126,7 +125,7 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     leave_a_core()
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
-    model = ServingModel(load_model(checkpoint, dtype=dtype, device=device))
+    model = load_serving(checkpoint, dtype=dtype, device=device)
     engine = Engine(model, num_slots=served.bounds.num_slots, max_rows=config.max_num_seqs, keep_prefixes=config.keep_prefixes)
     crowd = CPU_CROWD if config.draft_up_to is None and device.type == "cpu" else config.draft_up_to
     worker = Worker(
