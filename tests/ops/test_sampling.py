@@ -32,6 +32,11 @@ def test_a_nucleus_is_the_same_in_any_company(top_p):
         assert len(nucleus(row, top_p) ^ set(torch.nonzero(law)[:, 0].tolist())) <= 1, "all but the border, where sums round"
 
 
+def test_the_smallest_nucleus_is_the_likeliest_id():
+    row = torch.tensor([[0.0, 3.0, 1.0]])
+    assert Sampler(top_p=5e-324).law(row, NONE).tolist() == [[0.0, 1.0, 0.0]]
+
+
 @pytest.mark.parametrize("num_ids", [3, 97, 192, 128 * 5, 256 * 7])
 def test_a_draw_inverts_the_distribution_function(num_ids):
     generator = torch.Generator().manual_seed(num_ids)

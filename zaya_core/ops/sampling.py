@@ -99,7 +99,7 @@ def _kept_of(logits: Tensor, ordered: Tensor, top_p: float) -> tuple[Tensor, Ten
     """Which ids [R, V] are in the nucleus, by the largest logits of each row in order; and for which rows these suffice [R]."""
     share = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
     before = share.cumsum(-1) - share
-    size = (before < top_p).sum(-1, keepdim=True)
+    size = (before < top_p).sum(-1, keepdim=True).clamp_min_(1)  # rounding can put even the first share at the border
     least = ordered.gather(-1, size - 1)
     above, tied = logits > least, logits == least
     room = size - above.sum(-1, keepdim=True)
