@@ -162,11 +162,11 @@ class ServingAttention:
         self.queries, self.groups, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.channels, self.half = config.conv_channels, config.value_half
         self.taps, self.tap_bias = _three_taps(config, projection.conv_qk_depthwise, projection.conv_qk_grouped, order)
-        self.num_heads, self.means = self.queries + self.groups, _means(config, self.taps)
-        wide = self.taps.dtype
+        wide = self.tap_bias.dtype
+        self.num_heads, self.means = self.queries + self.groups, _means(config, self.tap_bias)
         self.least = torch.finfo(wide).eps
         temperature = torch.cat([torch.ones(self.queries), attention.qk_norm.temp.detach().cpu()]).to(wide)
-        self.length = (temperature * self.width**0.5).to(self.taps.device)[:, None, None]
+        self.length = (temperature * self.width**0.5).to(self.tap_bias.device)[:, None, None]
         self.empty = empty_step(config, projection.v_proj_delayed)
 
     def __call__(self, u: Tensor, step: Step, kind: str, past: LayerPool) -> Tensor:
@@ -176,10 +176,11 @@ class ServingAttention:
         # Of each slot two, one and no steps back, one row after another; the next slot's begin `stride` further.
         reached, stride = (past.joined, row) if step.taps is None else (past.joined.index_select(0, step.taps), 3 * row)
         begin = reached.storage_offset()
-        latents = reached.as_strided((self.num_heads, slots, 3, width), (width, stride, row, 1)).reshape(-1, slots, 3 * width)
-        newest = reached.as_strided((self.num_heads, slots, width), (width, stride, 1), begin + 2 * row)
-        mean = torch.mm(self.means, newest.flatten(1))
-        x = torch.baddbmm(self.tap_bias, latents, self.taps).add_(mean.view(-1, slots, width))
+        oldest, older, newest = (
+            reached.as_strided((self.num_heads, slots, width), (width, stride, 1), begin + back * row) for back in range(3)
+        )
+        x = torch.baddbmm(self.tap_bias, oldest, self.taps[0]).baddbmm_(older, self.taps[1]).baddbmm_(newest, self.taps[2])
+        x.add_(torch.mm(self.means, newest.flatten(1)).view(-1, slots, width))
         x.mul_(self.length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(self.least))
         torch.view_as_complex(x.view(self.num_heads, slots, width // 2, 2)).mul_(step.turns[kind])
         delayed = reached.as_strided((slots, self.half), (stride, 1), begin + row + self.channels)
@@ -237,8 +238,8 @@ def _means(config: ModelConfig, like: Tensor) -> Tensor:
     return torch.cat([queries, group_of.T.to(like) @ queries / per_group])
 
 
-def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Both convolutions of two taps as one of three, doubled: weights [heads, 3 N, N] and bias [heads, 1, N], wide.
+def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, order: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Both convolutions of two taps as one of three, doubled: weights [heads, N, N], oldest first, and bias [heads, 1, N].
 
     y_t = G0 a_{t-1} + G1 a_t + g with a_t = d0 z_{t-1} + d1 z_t + d, head by head (model.md A2.3).
     """
@@ -249,6 +250,6 @@ def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, o
     d, g = (part.bias.to(wide).view(heads)[:, order] for part in (depthwise, grouped))
     # [C, N, tap] -> [heads, out, in]
     g0, g1 = (grouped.weight[..., tap].to(wide).unflatten(0, heads)[:, order][:, :, order] for tap in (0, 1))
-    taps = torch.cat([g0 * d0[:, None], g0 * d1[:, None] + g1 * d0[:, None], g1 * d1[:, None]], -1)  # [heads, out, 3 in]
+    taps = (g0 * d0[:, None], g0 * d1[:, None] + g1 * d0[:, None], g1 * d1[:, None])  # [heads, out, in]
     bias = torch.einsum("hoi,hi->ho", g0 + g1, d) + g
-    return (2 * taps).transpose(1, 2).contiguous(), (2 * bias)[:, None]
+    return [(2 * tap).transpose(1, 2).contiguous() for tap in taps], (2 * bias)[:, None]
