@@ -20,7 +20,7 @@ from zaya_core.layout import Layout, template
 from zaya_core.model.pool import Pool
 from zaya_core.ops.sampling import Sampler
 
-PREFILL_CHUNK = 2048  # prompt tokens in one forward, of all requests together
+PREFILL_CHUNK = 4096  # prompt tokens in one forward, of all requests together
 BESIDE_DECODING = 512  # the same while others wait for their next token
 LOGITS_AT_ONCE = 2**26  # elements of rows x V that are held at a time
 

@@ -96,6 +96,11 @@ class Pool:
         """Time steps of history before the slots of this forward."""
         return HISTORY * len(self.parts)
 
+    @property
+    def is_chain(self) -> bool:
+        """Is this forward one row's clean slots alone, each after its left neighbour?"""
+        return len(self.parts) == 1 and self.parts[0].step.num_clean == self.parts[0].step.position.shape[1]
+
     def gap_for(self, capacity: int, *, without: Sequence[Row] = ()) -> int | None:
         """Where a row of this capacity can begin, now or if some rows were closed; None if nowhere."""
         rows = [row for row in self._rows if row not in without]

@@ -25,9 +25,12 @@ from zaya_core.ops.rope import rotary_angles
 
 @dataclass(frozen=True)
 class Step:
-    """What every layer of a forward shares: `taps` [T * 3] index [history | slots] at two, one and no steps back."""
+    """What every layer of a forward shares: `taps` [T * 3] index [history | slots] at two, one and no steps back.
 
-    taps: Tensor
+    None where every slot follows its left neighbour: then the three of slot t lie in order from t on, and nothing is gathered.
+    """
+
+    taps: Tensor | None
     turns: dict[str, Tensor]  # complex [T, N / 2] by kind of layer
     views: dict[str, View]
 
@@ -70,16 +73,13 @@ class ServingModel:
         )
 
     def _step(self, layout: Layout, pool: Pool) -> Step:
-        prev, num_past = layout.prev[0], pool.num_past
-        older = torch.where(prev >= num_past, prev[(prev - num_past).clamp_min(0)], prev - 1)
-        slot = torch.arange(prev.numel(), device=prev.device) + num_past
         turns, views = {}, {}
         for kind in set(self.config.layer_types):
             cos, sin = rotary_angles(layout.position, self.config.head_dim, self.config.rope_parameters[kind], self.dtype)
             turn = torch.complex(cos[0].to(widened(cos.dtype)), sin[0].to(widened(sin.dtype)))
             turns[kind] = F.pad(turn[:, 0], (0, self.config.head_dim // 2 - turn.shape[-1]), value=1.0)
             views[kind] = pool.view(layout, self.config.window(kind))
-        return Step(torch.stack([older, prev, slot], -1).flatten(), turns, views)
+        return Step(None if pool.is_chain else _taps(layout.prev[0], pool.num_past), turns, views)
 
 
 class Norm:
@@ -106,7 +106,7 @@ class Merge:
 
     def __call__(self, output: Tensor, stream: Tensor) -> Tensor:
         """Both [T, D]; the stream's dtype."""
-        return torch.addcmul(self.bias, stream, self.stream_scale).addcmul_(output.to(stream.dtype), self.output_scale)
+        return torch.addcmul(self.bias, stream, self.stream_scale).addcmul_(output, self.output_scale)
 
 
 class ServingLayer:
@@ -141,7 +141,7 @@ class ServingLayer:
             y = apply_experts(u, choice, *self.stacked)
         if self.skips_through:
             y = torch.where((choice == self.num_experts)[:, None], u, y)
-        return self.mlp_merge(y.to(probability.dtype) * probability, stream), carried
+        return self.mlp_merge(y * probability, stream), carried
 
 
 class ServingAttention:
@@ -162,25 +162,29 @@ class ServingAttention:
         self.queries, self.groups, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.channels, self.half = config.conv_channels, config.value_half
         self.taps, self.tap_bias = _three_taps(config, projection.conv_qk_depthwise, projection.conv_qk_grouped, order)
-        self.num_heads, self.means = self.queries + self.groups, _means(config, self.taps)
-        wide = self.taps.dtype
+        wide = self.tap_bias.dtype
+        self.num_heads, self.means = self.queries + self.groups, _means(config, self.tap_bias)
         self.least = torch.finfo(wide).eps
         temperature = torch.cat([torch.ones(self.queries), attention.qk_norm.temp.detach().cpu()]).to(wide)
-        self.length = (temperature * self.width**0.5).to(self.taps.device)[:, None, None]
+        self.length = (temperature * self.width**0.5).to(self.tap_bias.device)[:, None, None]
         self.empty = empty_step(config, projection.v_proj_delayed)
 
     def __call__(self, u: Tensor, step: Step, kind: str, past: LayerPool) -> Tensor:
         """[T, D] -> [T, D]. Heads come first inside."""
         slots, width, row = u.shape[0], self.width, past.joined.shape[1]
         past.fresh.copy_(self.into(u))
-        reached = past.joined.index_select(0, step.taps)  # [3 T, W]: two, one and no steps back
-        latents = reached.as_strided((self.num_heads, slots, 3, width), (width, 3 * row, row, 1)).reshape(-1, slots, 3 * width)
-        mean = torch.mm(self.means, reached.as_strided((self.num_heads, slots, width), (width, 3 * row, 1), 2 * row).flatten(1))
-        x = torch.baddbmm(self.tap_bias, latents, self.taps).add_(mean.view(-1, slots, width))
+        # Of each slot two, one and no steps back, one row after another; the next slot's begin `stride` further.
+        reached, stride = (past.joined, row) if step.taps is None else (past.joined.index_select(0, step.taps), 3 * row)
+        begin = reached.storage_offset()
+        oldest, older, newest = (
+            reached.as_strided((self.num_heads, slots, width), (width, stride, 1), begin + back * row) for back in range(3)
+        )
+        x = torch.baddbmm(self.tap_bias, oldest, self.taps[0]).baddbmm_(older, self.taps[1]).baddbmm_(newest, self.taps[2])
+        x.add_(torch.mm(self.means, newest.flatten(1)).view(-1, slots, width))
         x.mul_(self.length / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(self.least))
         torch.view_as_complex(x.view(self.num_heads, slots, width // 2, 2)).mul_(step.turns[kind])
-        delayed = reached.as_strided((slots, self.half), (3 * row, 1), row + self.channels)
-        current = reached.as_strided((slots, self.half), (3 * row, 1), 2 * row + self.channels + self.half)
+        delayed = reached.as_strided((slots, self.half), (stride, 1), begin + row + self.channels)
+        current = reached.as_strided((slots, self.half), (stride, 1), begin + 2 * row + self.channels + self.half)
         values = torch.cat([current, delayed], 1).view(slots, -1, width).transpose(0, 1)
         keys, stored = past.stage(x[None, self.queries :], values[None])
         return self.out(step.views[kind].attend_heads(x[None, : self.queries].to(self.dtype), keys, stored)[0].reshape(slots, -1))
@@ -201,13 +205,19 @@ class ServingRouter:
 
     def __call__(self, u: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """[T, D] -> choice [T], its probability [T, 1], the state for the next layer [T, R]."""
-        state = self.down(u).to(widened(self.dtype))
-        if self.carry is not None:
-            state = state.addcmul_(carried, self.carry)
+        state = self.down(u)
+        state = state.to(widened(self.dtype)) if self.carry is None else torch.addcmul(state, carried, self.carry)
         logits = self.last(self.second.gelu(self.first.gelu(self.norm(state).to(self.dtype))))
         probabilities = logits.to(widened(logits.dtype)).softmax(-1)
         choice = (probabilities + self.biases).argmax(-1)
         return choice, probabilities.gather(-1, choice[:, None]), state
+
+
+def _taps(prev: Tensor, num_past: int) -> Tensor:
+    """Where in [history | slots] the slots are that stand two, one and no steps back [T * 3]."""
+    older = torch.where(prev >= num_past, prev[(prev - num_past).clamp_min(0)], prev - 1)
+    slot = torch.arange(prev.numel(), device=prev.device) + num_past
+    return torch.stack([older, prev, slot], -1).flatten()
 
 
 def _pair_order(config: ModelConfig, kind: str) -> Tensor:
@@ -228,8 +238,8 @@ def _means(config: ModelConfig, like: Tensor) -> Tensor:
     return torch.cat([queries, group_of.T.to(like) @ queries / per_group])
 
 
-def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Both convolutions of two taps as one of three, doubled: weights [heads, 3 N, N] and bias [heads, 1, N], wide.
+def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, order: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Both convolutions of two taps as one of three, doubled: weights [heads, N, N], oldest first, and bias [heads, 1, N].
 
     y_t = G0 a_{t-1} + G1 a_t + g with a_t = d0 z_{t-1} + d1 z_t + d, head by head (model.md A2.3).
     """
@@ -240,6 +250,6 @@ def _three_taps(config: ModelConfig, depthwise: nn.Conv1d, grouped: nn.Conv1d, o
     d, g = (part.bias.to(wide).view(heads)[:, order] for part in (depthwise, grouped))
     # [C, N, tap] -> [heads, out, in]
     g0, g1 = (grouped.weight[..., tap].to(wide).unflatten(0, heads)[:, order][:, :, order] for tap in (0, 1))
-    taps = torch.cat([g0 * d0[:, None], g0 * d1[:, None] + g1 * d0[:, None], g1 * d1[:, None]], -1)  # [heads, out, 3 in]
+    taps = (g0 * d0[:, None], g0 * d1[:, None] + g1 * d0[:, None], g1 * d1[:, None])  # [heads, out, in]
     bias = torch.einsum("hoi,hi->ho", g0 + g1, d) + g
-    return (2 * taps).transpose(1, 2).contiguous(), (2 * bias)[:, None]
+    return [(2 * tap).transpose(1, 2).contiguous() for tap in taps], (2 * bias)[:, None]
