@@ -15,8 +15,9 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
     """The stored tensors one by one: normal weights of `initializer_range`, zero biases, unit norms and scales.
 
     `temp` starts at 1: upstream's zero makes every key zero and gives the query, key and convolution weights no gradient (A3).
-    The router's MLP is scaled by its fan-in instead of upstream's 0.02, at which a narrow one starts with nearly equal
-    probabilities for all experts.
+    The router's MLP and the convolutions of queries and keys are scaled by their fan-in instead of upstream's 0.02: at that, a narrow
+    router starts with nearly equal probabilities for all experts, and two convolutions in a row start so close to zero that the
+    previous token stays out of the keys, without which nothing learns to copy (recipes/training.md).
     """
     generator = torch.Generator().manual_seed(seed)
     model = meta_model(config)
@@ -29,8 +30,8 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
         elif name.endswith(("scale", "norm.weight", "layernorm.weight", "temp")):
             tensor.fill_(1.0)
         elif not name.endswith("bias"):
-            width = shaped.shape[-1] ** -0.5 if ".router_mlp." in name else config.initializer_range
-            tensor.normal_(0.0, width, generator=generator)
+            by_fan_in = ".router_mlp." in name or ".conv_qk_" in name
+            tensor.normal_(0.0, shaped[0].numel() ** -0.5 if by_fan_in else config.initializer_range, generator=generator)
         if name == "model.embed_tokens.weight" and config.pad_token_id is not None:
             tensor[config.pad_token_id] = 0.0
         yield name, tensor
