@@ -59,6 +59,11 @@ def test_options_are_read_and_checked():
         "chain_sum",
         {"min_terms": 2, "allow_negation": True, "words": [1, 2]},
     )
-    for text, message in (("chain_sun", "did you mean chain_sum"), ("chain_sum:terms=2", "does not take"), ("x:y", "key=value"), ("x:y=[1", "value of YAML")):
+    for text, message in (
+        ("chain_sun", "did you mean chain_sum"),
+        ("chain_sum:terms=2", "does not take"),
+        ("x:y", "key=value"),
+        ("x:y=[1", "value of YAML"),
+    ):
         with pytest.raises(ConfigError, match=message):
             heldout_problems(*read_task(text), 1)
