@@ -25,8 +25,8 @@ OPTION = re.compile(r",(?=\s*\w+=)")  # commas inside of a value do not end it
 
 
 def row_of(entry: dict[str, Any]) -> dict[str, str]:
-    """{"prompt", "completion"} of a reasoning-gym entry."""
-    question, answer, rationale = entry["question"].strip(), entry["answer"].strip(), rationale_of(entry)
+    """{"prompt", "completion"} of a reasoning-gym entry; of one that is scored but has no answer the completion is empty."""
+    question, answer, rationale = entry["question"].strip(), (entry["answer"] or "").strip(), rationale_of(entry)
     if rationale is None:
         return {"prompt": f"{question}\n{MARKER}", "completion": f" {answer}"}
     return {"prompt": f"{question}\nSolution:", "completion": f" {rationale}\n{MARKER} {answer}"}
@@ -47,7 +47,7 @@ def training_rows(name: str, options: dict[str, Any], count: int, *, heldout: in
     """At most `count` rows of a task, all distinct; fewer where it has no more than that."""
     held = {problem.prompt for problem in heldout_problems(name, options, heldout, all_of_them=False)}
     distinct = _distinct(name, options, seed=TRAIN_SEED, count=count, without=held)
-    return (row for _, row in distinct)
+    return (row for entry, row in distinct if entry["answer"] is not None)
 
 
 @dataclass(frozen=True)

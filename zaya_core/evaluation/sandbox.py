@@ -1,7 +1,7 @@
 """Runs a generated program where it can do no harm, and says whether it came to its end.
 
-Invariant: no source runs unless all of the isolation holds (`jail`); where it cannot be had, `check_isolation` refuses before any text
-is generated. Passed means that the last statement was reached: exit codes, which a program chooses itself, count for nothing.
+Invariant: no source runs unless all of the isolation holds (`jail`); where it cannot be had, `check_isolation` refuses before any
+text is generated. Passed means that the last statement was reached: exit codes, which a program chooses itself, count for nothing.
 """
 
 import json
