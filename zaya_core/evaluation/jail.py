@@ -1,9 +1,9 @@
 """The program that shuts a generated program in: `python -I -S jail.py CONFIG`, the source on stdin. `sandbox` runs it.
 
 It decides nothing: CONFIG (JSON) says the limits, and the descriptor to write "ready" to once all of it holds; what cannot be had
-ends it before. Its child, in namespaces of its own (user, network, processes, mounts, IPC), is nobody where this process is root, has no
-capability, no /proc and no environment, sees the interpreter and system libraries read-only, writes to a tmpfs of limited size, may
-not fork or start a thread, and dies with this process.
+ends it before. Its child, in namespaces of its own (user, network, processes, mounts, IPC), is nobody where this process is root,
+has no capability, no /proc and no environment, sees the interpreter and system libraries read-only, writes to a tmpfs of limited
+size, may not fork or start a thread, and dies with this process.
 """
 
 import ctypes

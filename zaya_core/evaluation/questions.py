@@ -1,8 +1,8 @@
 """Problems out of a .jsonl: {"prompt", "answer", "scorer"}, the scorer one of exact (the default), contains, regex, python.
 
 exact: the answer (`gym.answer_in`) equals the row's; contains: the text has it; regex: it is found in the text. python: the row's
-answer is a program that sees the strings `prompt` and `completion` (a fenced block's content where the text has one), and it is right
-if that program reaches its end.
+answer is a program that sees the strings `prompt` and `completion` (a fenced block's content where the text has one), and the
+completion is right if that program reaches its end.
 """
 
 import re
