@@ -35,8 +35,8 @@ def _draw(axes: "Axes", rows: list[dict[str, Any]], speed: str) -> None:
     for row in rows:
         lines.setdefault((row["model"], row["task"]), []).append(row)
     is_alone = len({task for _, task in lines}) == 1
-    for (model, task), points in lines.items():
-        points = sorted(points, key=lambda row: row[speed])
+    for (model, task), unsorted in lines.items():
+        points = sorted(unsorted, key=lambda row: row[speed])
         is_main = is_alone or task == POOLED
         low, high = zip(*(_reach(row) for row in points), strict=True)
         axes.errorbar(

@@ -5,6 +5,7 @@ A problem's value is the mean over its samples. Differences are of the same prob
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from zaya_core.evaluation.statistics import Estimate, estimate, pass_at_k
@@ -31,7 +32,8 @@ class Answers:
 
 def quality_rows(answers: Sequence[Answers], ks: Sequence[int]) -> list[Row]:
     """A row for each task and sampler, then for all tasks together where there are several."""
-    rows = [_quality([one], one.task, ks) for one in answers]
+    tasks = list(dict.fromkeys(one.task for one in answers))
+    rows = [_quality([one], one.task, ks) for one in sorted(answers, key=lambda one: tasks.index(one.task))]
     for same in _together(answers):
         if len(same) > 1:
             rows.append(_quality(same, POOLED, ks))
@@ -39,7 +41,7 @@ def quality_rows(answers: Sequence[Answers], ks: Sequence[int]) -> list[Row]:
 
 
 def acceptance_rows(answers: Sequence[Answers]) -> list[Row]:
-    """How often the draft's token at each offset was accepted where those before it were; over all tasks, a row for each sampler."""
+    """How often the draft's token at each offset was accepted once those before it were: a row a sampler, over all tasks."""
     rows = []
     for same in _together(answers):
         stats = [one for some in same for one in some.stats]
@@ -52,7 +54,8 @@ def acceptance_rows(answers: Sequence[Answers]) -> list[Row]:
 
 def paired_rows(pairs: Sequence[tuple[Answers, Answers]]) -> list[Row]:
     """pass@1 of the first of each pair less that of the second, for each task and for all tasks together."""
-    rows = [_paired([pair], pair[0].task) for pair in pairs]
+    tasks = list(dict.fromkeys(one.task for one, _ in pairs))
+    rows = [_paired([pair], pair[0].task) for pair in sorted(pairs, key=lambda pair: tasks.index(pair[0].task))]
     groups: dict[tuple[str, ...], list[tuple[Answers, Answers]]] = {}
     for one, other in pairs:
         groups.setdefault((one.model, one.sampler, other.model, other.sampler), []).append((one, other))
@@ -110,4 +113,4 @@ def _together(answers: Sequence[Answers]) -> list[list[Answers]]:
 
 
 def _summed(lists: Sequence[Sequence[int]]) -> list[int]:
-    return [sum(values) for values in zip(*lists, strict=True)]
+    return [sum(values) for values in zip_longest(*lists, fillvalue=0)]  # --settings may verify fewer for some prompts

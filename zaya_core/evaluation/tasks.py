@@ -1,7 +1,7 @@
 """What a model is asked, and what counts as right: tasks as plug-ins, each opened from its spec KIND:REST.
 
-A task holds its prompts and a function from a completion to its score, which runs generated programs only where `runs_code` says so.
-It knows no samplers.
+A task holds its prompts and a function from a completion to its score, which runs generated programs only where `runs_code` says
+so. It knows no samplers.
 """
 
 from collections.abc import Callable

@@ -120,7 +120,8 @@ class ResultsFile:
 def claim(path: Path, settings: dict[str, Any], *, free: frozenset[str] = frozenset(), flag: str = "--output") -> dict[str, Any]:
     """The settings that the lines of `path` are made with: these, or those of the run that began it, which must be the same.
 
-    Where a setting of `free` differs the older one holds; `flag` is what named the place. A file that no run began, and other settings, are a ConfigError.
+    Where a setting of `free` differs the older one holds; `flag` is what named the place. A file that no run began, and
+    other settings, are a ConfigError.
     """
     run = beside(path, "run.json")
     settings = json.loads(json.dumps(settings))
