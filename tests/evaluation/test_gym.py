@@ -50,8 +50,8 @@ def test_where_the_answer_is():
 
 
 def test_a_task_with_too_few_problems_says_so():
-    with pytest.raises(ConfigError, match=r"reasoning-gym:chain_sum has \d+ distinct problems, expected 4000"):
-        heldout_problems("chain_sum", SMALL, 4000)
+    with pytest.raises(ConfigError, match=r"reasoning-gym:chain_sum has \d+ distinct problems, expected 400"):
+        heldout_problems("chain_sum", SMALL, 400)
 
 
 def test_options_are_read_and_checked():

@@ -52,7 +52,7 @@ def _draw(axes: "Axes", rows: list[dict[str, Any]], speed: str) -> None:
         for row in points if is_main else ():
             axes.annotate(row["sampler"], (row[speed], row["pass@1"]), textcoords="offset points", xytext=(6, 6), fontsize=9)
     axes.set(xlabel=speed, ylabel="pass@1", ylim=(0, 1))
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.15 * max((row[speed] for row in rows), default=1))  # names stand right of their points
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

@@ -53,7 +53,9 @@ def own_namespaces(ids: list[int], groups: list[int]) -> None:
     told, tell = os.pipe()
     child, helper = os.getpid(), os.fork()
     if helper == 0:  # outside of them: whoever is inside could write one id only
-        os.read(told, 1)
+        os.close(tell)
+        if not os.read(told, 1):  # it could not enter them
+            os._exit(1)
         if len(ids) == 1:
             write(f"/proc/{child}/setgroups", "deny")
         write(f"/proc/{child}/uid_map", "".join(f"{one} {one} 1\n" for one in ids))

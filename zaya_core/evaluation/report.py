@@ -73,7 +73,7 @@ def _quality(same: Sequence[Answers], task: str, ks: Sequence[int]) -> Row:
     }
     for k in ks:
         row |= _shown(f"pass@{k}", estimate([some.passes(k) for some in same]))
-    later, forwards = sum(one["num_tokens"] - 1 for one in stats), sum(one["num_forwards"] for one in stats)
+    later, forwards = sum(max(0, one["num_tokens"] - 1) for one in stats), sum(one["num_forwards"] for one in stats)
     seconds = sum(one["decode_seconds"] for one in stats)
     return row | {
         "tokens/forward": round(later / forwards, 3) if forwards else None,

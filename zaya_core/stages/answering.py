@@ -1,14 +1,15 @@
 """A model's completions of a task by a sampler, and their scores, kept in files that any kill leaves resumable.
 
-    OUT/NAME.run.json                 the weights that everything beside it is of
-    OUT/NAME/TASK/SAMPLER.jsonl       completions, as `zaya generate --output` writes them; each problem's samples in a row
+    OUT/NAME.weights.run.json              the weights that everything beside it is of
+    OUT/NAME/TASK/SAMPLER.jsonl            completions, as `zaya generate --output` writes them; each problem's samples in a row
     OUT/NAME/TASK/SAMPLER.scores.jsonl     a line for each: problem, score, answer, reason
 
 Invariant: a prompt that does not fit in the context is not decoded and counts as wrong. It knows no figures.
 """
 
+import json
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -51,9 +52,10 @@ class Examinee:
         opened = open_checkpoint(plain)
         if name == "baseline" and opened.checkpoint.config.tidar is None:
             samplers = [NamedSampler("ar", "ar", None)]
+        weights = out.with_name(f"{name}.weights")
         if config.overwrite:
-            discard(out)
-        claim(out, {"weights_sha256": opened.checkpoint.fingerprint()}, flag="--report")
+            discard(weights)
+        claim(weights, {"sha256": opened.checkpoint.fingerprint()}, flag="--report")
         return cls(config, out, name, path, opened.checkpoint, samplers, cache(lambda: opened.model(plain)))
 
     def answers(self, tasks: "list[Task]", sampler: NamedSampler) -> Generator[Event, None, list["Answers"]]:
@@ -63,10 +65,10 @@ class Examinee:
         opened = open_checkpoint(decoding_of(self.config, sampler, self.path))
         answers = []
         for task in tasks:
-            answers.append((yield from self._answered(task, sampler, opened)))
+            answers.append((yield from self._answered(task, sampler, opened, talks=task is tasks[0])))
         return answers
 
-    def _answered(self, task: "Task", sampler: NamedSampler, opened: Opened) -> Generator[Event, None, "Answers"]:
+    def _answered(self, task: "Task", sampler: NamedSampler, opened: Opened, *, talks: bool) -> Generator[Event, None, "Answers"]:
         from zaya_core.evaluation.report import Answers
 
         n = self.config.num_samples
@@ -79,7 +81,8 @@ class Examinee:
         right = [[False] * n for _ in task.prompts]
         if not numbers:
             return Answers(self.name, task.spec, sampler.name, right, [], 0)
-        yield from _quietly(written(how, opened, prompts, sizes, load=self.load, flag="--report"), f"{task.spec}, {sampler.name}")
+        said = written(how, opened, prompts, sizes, load=self.load, flag="--report")
+        yield from _shortened(said, f"{self.name}, {task.spec}, {sampler.name}", talks=talks)
         lines = list(read_lines(place))
         scores = yield from self._scored(task, sampler, lines, numbers, place.with_suffix(".scores.jsonl"))
         for line, score in zip(lines, scores, strict=True):
@@ -101,7 +104,7 @@ class Examinee:
                 problem = numbers[index // self.config.num_samples]
                 scored = task.score(problem, lines[index]["text"])
                 file.write({"index": index, "problem": problem} | {f.name: getattr(scored, f.name) for f in fields(scored)})
-                yield Progress(f"scoring {task.spec}, {sampler.name}", file.num_done, file.total, "completions")
+                yield Progress(f"scoring {self.name}, {task.spec}, {sampler.name}", file.num_done, file.total, "completions")
             file.finish()
         return list(read_lines(path))
 
@@ -117,9 +120,7 @@ class Examinee:
         prompts = [dresser.text(text, f"{task.spec}, problem {number}") for number, text in enumerate(task.prompts)]
         sizes = [len(prompt.token_ids(opened.tokenizer)) for prompt in prompts]
         if 0 in sizes:
-            raise ConfigError(
-                f"{prompts[sizes.index(0)].place}: the prompt has no tokens", hint="leave out --raw so that BOS is added"
-            )
+            raise ConfigError(f"{prompts[sizes.index(0)].place}: the prompt has no tokens", hint="leave out --raw")
         room = opened.checkpoint.config.max_position_embeddings - how.max_new_tokens
         kept = [number for number, size in enumerate(sizes) if size <= room]
         return [prompts[number] for number in kept], [sizes[number] for number in kept], kept
@@ -138,17 +139,13 @@ def slug(text: str) -> str:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All of a finished file."""
-    import json
-
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _quietly(events: Any, label: str) -> Generator[Event, None, None]:
-    """What `generate --output` says, less the result about its file; its progress under the name of what is asked."""
+def _shortened(events: Iterator[Event], label: str, *, talks: bool) -> Iterator[Event]:
+    """What `generate --output` says, its progress under another label; nothing about its file, and no notes unless it `talks`."""
     for event in events:
         if isinstance(event, Progress):
             yield replace(event, label=label)
-        elif isinstance(event, Note):
-            yield Note(f"{label}: {event.text}")
-        elif not isinstance(event, Result):
+        elif not isinstance(event, Result) and (talks or not isinstance(event, Note)):
             yield event

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note, Result
-from zaya_core.option import flag_name, option
+from zaya_core.option import option
 from zaya_core.stages.decoding import DecodingConfig
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ zaya eval tidar/ --task human-eval --allow-code-execution --num-samples 8 --k 1,
 zaya eval tidar/ --baseline base/ --task jsonl:questions.jsonl --task likelihood:stdlib --task needle --report out/
 """
 MEASURED = ("likelihood", "needle")  # kinds of task that decode nothing
-ALONE = (("n", "--num-samples"), ("input", "--task"))
 REPORT = "report.json"
 
 
@@ -208,7 +207,5 @@ def _read_sampler(text: str, mix_weight: float | None) -> NamedSampler:
     except ValueError:
         weight = -1.0
     if kind not in ("ar", "lossless", "mix") or (colon and kind != "mix") or not 0 <= (weight or 0) <= 1:
-        raise ConfigError(
-            f"{flag_name('sampler')} has {text!r}, expected ar, lossless, mix or mix:WEIGHT with a weight from 0 to 1"
-        )
+        raise ConfigError(f"--sampler has {text!r}, expected ar, lossless, mix or mix:WEIGHT with a weight from 0 to 1")
     return NamedSampler(text, kind, weight if kind == "mix" else None)

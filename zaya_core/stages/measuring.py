@@ -1,4 +1,7 @@
-"""Tasks of `zaya eval` that decode nothing: likelihood of held-out text, needles found. What was measured is kept like completions."""
+"""Tasks of `zaya eval` that decode nothing: likelihood of held-out text, needles found.
+
+What was measured is kept like completions, and measured once.
+"""
 
 from collections.abc import Callable, Generator
 from functools import cache
@@ -121,7 +124,5 @@ def _lengths(text: str, context: int) -> list[int]:
     if max(lengths) > context:
         raise ConfigError(f"--task needle:{text}: {max(lengths)} tokens, expected at most {context}, the model's context")
     if min(lengths) < 64:
-        raise ConfigError(
-            f"--task needle:{text}: {min(lengths)} tokens, expected at least 64, which hold a needle and its question"
-        )
+        raise ConfigError(f"--task needle:{text}: {min(lengths)} tokens, expected at least 64")
     return lengths
