@@ -7,6 +7,7 @@
 Invariant: a prompt that does not fit in the context is not decoded and counts as wrong. It knows no figures.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -133,8 +134,9 @@ def decoding_of(config: EvalConfig, sampler: NamedSampler, path: Path | None) ->
 
 
 def slug(text: str) -> str:
-    """A file's name of a task's or sampler's."""
-    return re.sub(r"[^\w.=+-]+", "-", text)
+    """A file's name of a task's or sampler's: its end where it is long, with a mark of the whole."""
+    name = re.sub(r"[^\w.=+-]+", "-", text)
+    return name if len(name) <= 80 else f"{name[-60:]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
