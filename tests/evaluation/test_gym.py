@@ -10,13 +10,18 @@ from zaya_core.evaluation.gym import HELDOUT_SEED, TRAIN_SEED, answer_in, heldou
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
 
-@pytest.mark.parametrize(("name", "options"), [("chain_sum", SMALL), ("gsm_symbolic", {}), ("leg_counting", {})])
+@pytest.mark.parametrize(("name", "options"), [("chain_sum", SMALL), ("gsm_symbolic", {})])
 def test_no_problem_is_in_both(name, options):
     held = [problem.prompt for problem in heldout_problems(name, options, 60)]
     rows = list(training_rows(name, options, 300, heldout=60))
     assert len(set(held)) == 60
     assert len({row["prompt"] for row in rows}) == len(rows) > 50
     assert not {row["prompt"] for row in rows} & set(held)
+
+
+def test_held_out_problems_are_the_same_in_every_process():
+    """This generator goes by the order of a set, which differs between processes that do not take care."""
+    assert heldout_problems("isomorphic_strings", {}, 5) == heldout_problems("isomorphic_strings", {}, 5)
 
 
 def test_seeds_never_meet():
@@ -27,7 +32,7 @@ def test_seeds_never_meet():
     assert HELDOUT_SEED - TRAIN_SEED > 10**9
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "gsm_symbolic", "spell_backward"])
+@pytest.mark.parametrize("name", ["chain_sum", "gsm_symbolic"])
 def test_the_answer_of_every_training_completion_is_right(name):
     score = scorer_of(name, {})
     for problem in heldout_problems(name, {}, 20):

@@ -7,7 +7,12 @@ A problem reads "QUESTION\\nAnswer:" and is answered " ANSWER"; one whose entry 
 and is answered " RATIONALE\\nAnswer: ANSWER". `answer_in` is the one rule that finds the answer in either.
 """
 
+import os
+import pickle
+import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +26,14 @@ TRAIN_SEED, HELDOUT_SEED = 0, 2**30
 HELDOUT = 500  # held-out problems of a task that no training row equals
 ENTRIES_EACH = 20  # entries looked at for each distinct problem wanted, at most
 MARKER = "Answer:"
+# Some generators (word_ladder, ransom_note) go by the order of sets, which differs from process to process.
+ALWAYS_THE_SAME = """
+import pickle, sys
+from zaya_core.evaluation.gym import heldout_entries
+made = pickle.dumps(heldout_entries(*pickle.load(sys.stdin.buffer)))
+with open(1, "wb") as out:
+    out.write(made)
+"""
 OPTION = re.compile(r",(?=\s*\w+=)")  # commas inside of a value do not end it
 
 
@@ -61,11 +74,25 @@ class GymProblem:
 
 def heldout_problems(name: str, options: dict[str, Any], count: int, *, all_of_them: bool = True) -> list[GymProblem]:
     """The first `count` distinct held-out problems; a ConfigError where the task has fewer, unless that will do."""
-    found = [GymProblem(entry, **row) for entry, row in _distinct(name, options, seed=HELDOUT_SEED, count=count, without=set())]
+    _dataset(name, options, seed=HELDOUT_SEED, size=1)  # what is wrong is said here
+    made = subprocess.run(
+        [sys.executable, "-c", ALWAYS_THE_SAME],
+        input=pickle.dumps((name, options, count)),
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=True,
+    )
+    found = [GymProblem(entry, **row_of(entry)) for entry in pickle.loads(made.stdout)]
     if all_of_them and len(found) < count:
         hint = "lower --num-problems or widen its options"
         raise ConfigError(f"reasoning-gym:{name} has {len(found)} distinct problems, expected {count}", hint=hint)
     return found
+
+
+def heldout_entries(name: str, options: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """The first distinct held-out entries as this process makes them: `heldout_problems` asks one that always makes the same."""
+    random.seed(HELDOUT_SEED)  # some generators draw from the shared one too
+    return [entry for entry, _ in _distinct(name, options, seed=HELDOUT_SEED, count=count, without=set())]
 
 
 def scorer_of(name: str, options: dict[str, Any]) -> Any:

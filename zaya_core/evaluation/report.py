@@ -95,9 +95,11 @@ def _paired(pairs: Sequence[tuple[Answers, Answers]], task: str) -> Row:
 
 
 def _verdict(found: Estimate) -> str:
+    """In words, never without how much it may be off."""
+    within = f"±{100 * found.half_width:.1f} points"
     if found.low <= 0 <= found.high:
-        return "no systematic difference"
-    return "better" if found.low > 0 else "worse"
+        return f"no systematic difference, {within}"
+    return f"{'better' if found.low > 0 else 'worse'} by {100 * abs(found.value):.1f} {within}"
 
 
 def _shown(name: str, found: Estimate) -> Row:

@@ -38,7 +38,9 @@ class EvalConfig(DecodingConfig):
         help="reasoning-gym:NAME[:key=value,...], human-eval, jsonl:FILE, likelihood:FILES|stdlib, needle[:LENGTH,...]; repeatable",
     )
     sampler: str = option("ar,lossless,mix:0.5", help="side by side: ar, lossless, mix (--mix-weight) or mix:WEIGHT")
-    num_problems: int | None = option(None, help="of each task; 200 of a generator, all of a file by default", minimum=1)
+    num_problems: int | None = option(
+        None, help="of each task; 200 of a generator, 50 needles, all of a file by default", minimum=1
+    )
     num_samples: int = option(1, help="completions of each problem", minimum=1)
     k: str = option("1", help="report pass@k for these, as in 1,8,32; none above --num-samples")
     seed: int = option(0, help="seed of the tokens: completion i of a task has this + i", minimum=0, maximum=2**62)
