@@ -48,7 +48,7 @@ def command(models, questions):
 def tables(capsys, arguments):
     assert main([*arguments, "--json", "-q"]) == 0
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    return {table["title"].split()[0]: table["table"] for table in shown}
+    return {table["name"]: table["table"] for table in shown}
 
 
 def refusal(capsys, arguments):
@@ -78,20 +78,20 @@ def judged(report):
 def test_samplers_side_by_side(command, capsys, tmp_path):
     plot = tmp_path / "frontier.svg"
     told = tables(capsys, [*command, "--k", "1,2", "--plot", str(plot)])
-    assert [(row["sampler"], row["problems"], row["samples"]) for row in told["Quality"]] == [
+    assert [(row["sampler"], row["problems"], row["samples"]) for row in told["quality"]] == [
         (name, PROBLEMS, SAMPLES) for name in SAMPLERS
     ]
-    for row in told["Quality"]:
+    for row in told["quality"]:
         assert 0 <= row["pass@1"] <= row["pass@2"] <= 1
         assert row["pass@1_95%"][0] <= row["pass@1"] <= row["pass@1_95%"][1]
         assert row["tokens/s"] > 0
-    assert told["Quality"][0]["tokens/forward"] == 1 < told["Quality"][2]["tokens/forward"]
-    assert [row["sampler"] for row in told["Acceptance"]] == ["lossless", "mix:0.5"]
-    assert all(len(row["acceptance"]) == len(row["judged"]) == 3 for row in told["Acceptance"])
-    assert [(row["sampler"], row["against"], row["problems"]) for row in told["Differences"]] == [
+    assert told["quality"][0]["tokens/forward"] == 1 < told["quality"][2]["tokens/forward"]
+    assert [row["sampler"] for row in told["acceptance"]] == ["lossless", "mix:0.5"]
+    assert all(len(row["acceptance"]) == len(row["judged"]) == 3 for row in told["acceptance"])
+    assert [(row["sampler"], row["against"], row["problems"]) for row in told["differences"]] == [
         (name, "ar", PROBLEMS) for name in SAMPLERS[1:]
     ]
-    assert all(row["half_width"] > 0 for row in told["Differences"])
+    assert all(row["half_width"] > 0 for row in told["differences"])
     assert b"lossless" in plot.read_bytes() or plot.stat().st_size > 5000
 
 
@@ -123,7 +123,7 @@ def test_a_finished_report_is_read_and_another_config_is_shown(command, capsys, 
     assert "n was 2 and is 3" in refusal(capsys, [*command, *report, "--num-samples", "3"])
     assert "choose another --report or give --overwrite" in refusal(capsys, [*command, *report, "--num-problems", "2"])
     again = tables(capsys, [*command, *report, "--num-problems", "2", "--overwrite"])
-    assert again["Quality"][0]["problems"] == 2
+    assert again["quality"][0]["problems"] == 2
 
 
 def test_other_weights_at_the_same_path_are_noticed(questions, tmp_path, capsys):
@@ -166,11 +166,11 @@ def _num_bytes(report):
 
 def test_a_baseline_is_compared_problem_by_problem(command, models, capsys, tmp_path):
     told = tables(capsys, [*command, "--baseline", str(models / "ar"), "--report", str(tmp_path / "out")])
-    assert [(row["model"], row["sampler"]) for row in told["Quality"]] == [
+    assert [(row["model"], row["sampler"]) for row in told["quality"]] == [
         *(("model", name) for name in SAMPLERS),
         ("baseline", "ar"),
     ]
-    across = [(row["sampler"], row["against"]) for row in told["Differences"] if "baseline" in row["against"]]
+    across = [(row["sampler"], row["against"]) for row in told["differences"] if "baseline" in row["against"]]
     assert across == [(f"model {name}", "baseline ar") for name in SAMPLERS]
 
 
@@ -184,23 +184,23 @@ def test_prompts_that_do_not_fit_count_as_wrong(models, tmp_path, capsys):
     assert "1 of 2 prompts do not fit in the context and count as wrong" in said.err
     assert json.loads(said.out.splitlines()[0])["table"][0]["pass@1"] == 0.5
     path.write_text(json.dumps(rows[1]) + "\n")
-    assert tables(capsys, own)["Quality"][0]["pass@1"] == 0
+    assert tables(capsys, own)["quality"][0]["pass@1"] == 0
 
 
 def test_likelihood_and_needles_without_decoding(models, tmp_path, capsys):
     (tmp_path / "held.txt").write_text("The river runs to the sea.\n" * 40)
     own = ["eval", str(models / "tidar"), "--task", f"likelihood:{tmp_path}/held.txt", "--task", "needle:128", "--seq-len", "64"]
     told = tables(capsys, [*own, "--num-problems", "3", "--report", str(tmp_path / "out")])
-    (row,) = told["Likelihood"]
+    (row,) = told["likelihood"]
     assert row["num_rows"] == 3
     assert row["ar_bits_per_byte_95%"][0] < row["ar_bits_per_byte"] < row["ar_bits_per_byte_95%"][1]
-    (by_offset,) = told["One"]
+    (by_offset,) = told["by_offset"]
     assert (len(by_offset["diffusion_bits_per_byte"]), len(by_offset["acceptance"])) == (4, 3)
-    assert [(row["length"], row["texts"], row["found"]) for row in told["Needles"]] == [(128, 3, 0)]
+    assert [(row["length"], row["texts"], row["found"]) for row in told["needles"]] == [(128, 3, 0)]
     assert tables(capsys, [*own, "--num-problems", "3", "--report", str(tmp_path / "out")]) == told
     plain = tables(capsys, ["eval", str(models / "ar"), *own[2:], "--num-problems", "3"])
-    assert plain["Likelihood"][0]["diffusion_bits_per_byte"] is None
-    assert "One" not in plain
+    assert plain["likelihood"][0]["diffusion_bits_per_byte"] is None
+    assert "by_offset" not in plain
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_bundled_model_on_a_reasoning_task_and_on_human_eval(capsys, tmp_pat
     own = [part for spec in specs for part in ("--task", spec)]
     own += ["--num-problems", "2", "-n", "8", "--batch-size", "2", "--allow-code-execution", "--sampler", "ar,lossless"]
     told = tables(capsys, ["eval", *own, "--report", str(tmp_path)])
-    assert [row["task"] for row in told["Quality"]] == [spec for spec in (*specs, "all tasks") for _ in range(2)]
+    assert [row["task"] for row in told["quality"]] == [spec for spec in (*specs, "all tasks") for _ in range(2)]
     scores = [json.loads(line) for path in tmp_path.rglob("ar.scores.jsonl") for line in path.read_text().splitlines()]
     assert len(scores) == 4
     assert all(line.keys() == {"index", "problem", "score", "answer", "reason"} for line in scores)

@@ -106,7 +106,7 @@ def run(config: EvalConfig) -> Iterator[Event]:
             answers += made
             tables += measured
         tables = [*_tables(config, answers), *_merged(tables)]
-        yield from (Result(table) for table in tables)
+        yield from map(Result, tables)
         if config.report is not None:
             yield _kept(config, out, tables)
         if config.plot is not None and answers:
@@ -156,13 +156,13 @@ def _tables(config: EvalConfig, answers: "list[Answers]") -> Iterator[dict[str, 
     if not answers:
         return
     together = f"{config.batch_size} decoded together" if config.batch_size > 1 else "one decoded at a time"
-    yield {"title": f"Quality and speed: {together}, tokens/s of each", "table": quality_rows(answers, config.ks)}
+    yield table("quality", f"Quality and speed: {together}, tokens/s of each", quality_rows(answers, config.ks))
     accepted = acceptance_rows(answers)
     if accepted:
-        yield {"title": "Acceptance of the draft's tokens, offset 1 and on, each once those before it were", "table": accepted}
+        yield table("acceptance", "Acceptance of the draft's tokens, offset 1 and on, each once those before it were", accepted)
     pairs = _pairs(answers)
     if pairs:
-        yield {"title": "Differences of pass@1 over the same problems", "table": paired_rows(pairs)}
+        yield table("differences", "Differences of pass@1 over the same problems", paired_rows(pairs))
 
 
 def _pairs(answers: "list[Answers]") -> "list[tuple[Answers, Answers]]":
@@ -178,11 +178,16 @@ def _pairs(answers: "list[Answers]") -> "list[tuple[Answers, Answers]]":
 
 
 def _merged(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tables of the same title as one: those of the model and of the baseline."""
-    merged: dict[str, list[Any]] = {}
-    for table in tables:
-        merged.setdefault(table["title"], []).extend(table["table"])
-    return [{"title": title, "table": rows} for title, rows in merged.items()]
+    """Tables of the same name as one: of several tasks, of the model and the baseline."""
+    merged: dict[tuple[str, str], list[Any]] = {}
+    for one in tables:
+        merged.setdefault((one["name"], one["title"]), []).extend(one["table"])
+    return [table(*key, rows) for key, rows in merged.items()]
+
+
+def table(name: str, title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A Result's values: the name is for programs, the title for people."""
+    return {"name": name, "title": title, "table": rows}
 
 
 def _kept(config: EvalConfig, out: Path, tables: list[dict[str, Any]]) -> Event:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zaya_core.errors import ConfigError
 from zaya_core.events import Event, Note
 from zaya_core.stages.answering import Examinee, read_lines, slug
-from zaya_core.stages.evaluate import EvalConfig
+from zaya_core.stages.evaluate import EvalConfig, table
 
 if TYPE_CHECKING:
     from zaya_core.model.decoder import Zaya
@@ -37,7 +37,7 @@ def measured(config: EvalConfig, examinee: Examinee, specs: list[str]) -> Genera
         found = yield from _kept(config, examinee, spec, settings, make)
         named = {"model": examinee.name, "task": spec}
         if kind == "needle":
-            tables.append({"title": "Needles found", "table": [named | row for row in found["needles"]]})
+            tables.append(table("needles", "Needles found", [named | row for row in found["needles"]]))
         else:
             tables += _likelihood_tables(named, found)
     return tables
@@ -45,11 +45,11 @@ def measured(config: EvalConfig, examinee: Examinee, specs: list[str]) -> Genera
 
 def _likelihood_tables(named: dict[str, Any], found: dict[str, Any]) -> list[dict[str, Any]]:
     flat = {key: found.get(key) for key in (*LIKELIHOOD, "acceptance_length")}
-    tables = [{"title": "Likelihood of held-out text", "table": [named | flat]}]
+    tables = [table("likelihood", "Likelihood of held-out text", [named | flat])]
     if BY_OFFSET[0] in found:
         bits, accepted = (found[key] for key in BY_OFFSET)
         row = named | {"diffusion_bits_per_byte": bits, "acceptance": accepted}
-        tables.append({"title": "One diffusion step by offset in the block, from 0; its acceptance from 1", "table": [row]})
+        tables.append(table("by_offset", "One diffusion step by offset in the block, from 0; its acceptance from 1", [row]))
     return tables
 
 
