@@ -110,5 +110,5 @@ def test_more_problems_than_there_are():
 
 
 def test_the_gyms_partial_credit_is_kept_but_only_all_of_it_is_right():
-    task = open_task("reasoning-gym:gsm_symbolic", num_problems=2, limits=ANY)
+    task = open_task("reasoning-gym:gsm_symbolic", num_problems=1, limits=ANY)
     assert 0 < task.score(0, "Answer: 123456").score < 1

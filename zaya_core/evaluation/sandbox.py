@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,10 @@ from typing import IO
 
 from zaya_core.errors import ConfigError, RunError
 
+KILLED = 128 + signal.SIGKILL  # what the jail says of a program that the kernel ended
 JAIL = Path(__file__).with_name("jail.py")
-STARTING_SECONDS = 10.0  # on a busy machine, before the program's own time
+WAITING = 4
+STARTING_SECONDS = 30.0  # on a busy machine, before the program's own time
 PROBE = """
 import errno, os, socket, threading
 def refused(action):
@@ -41,7 +44,9 @@ open("inside", "w").write("x")
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program: wall-clock and CPU seconds, address space, bytes of a file and of all its files."""
+    """Of one program: whole seconds of CPU time (by the clock WAITING times as many, because a machine may be busy), address space,
+    bytes of a file and of all its files.
+    """
 
     seconds: float = 5.0
     memory_bytes: int = 2**29
@@ -79,16 +84,18 @@ def run_program(source: str, limits: Limits) -> Outcome:
         told, status = os.pipe()
         with open(told, "rb", buffering=0) as said:
             jail = _started(root, status, limits, given, errors)
-            in_time = _watched(jail, said, limits.seconds)
+            in_time = _watched(jail, said, WAITING * limits.seconds)
             ready, _, rest = said.read().partition(b"\n")
         errors.seek(0)
         complaint = errors.read(limits.file_bytes).decode(errors="replace").strip().rpartition("\n")[2]
     if ready != b"ready":
         raise RunError(f"the sandbox did not start: {complaint or 'it took too long'}")
     if not in_time:
-        return Outcome(False, f"took more than {limits.seconds:g} s")
+        return Outcome(False, f"took more than {WAITING * limits.seconds:g} s")
     if rest.decode(errors="replace") == word:
         return Outcome(True)
+    if jail.returncode == KILLED:
+        return Outcome(False, f"took more than {math.ceil(limits.seconds)} s of CPU time")
     return Outcome(False, complaint[-200:] or f"ended with {jail.returncode} before its last line")
 
 

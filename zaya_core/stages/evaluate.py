@@ -51,7 +51,7 @@ class EvalConfig(DecodingConfig):
     overwrite: bool = option(False, help="begin --report anew")
     plot: Path | None = option(None, help="write the quality-speed frontier as a picture; needs zaya[plot]")
     allow_code_execution: bool = option(False, help="run generated programs, each shut in: no network, no other files, limits")
-    code_seconds: float = option(5.0, help="time of a generated program", above=0)
+    code_seconds: float = option(5.0, help="CPU time of a generated program; four times as much by the clock", above=0)
     seq_len: int = option(512, help="likelihood: tokens of a row", minimum=2)
 
     def __post_init__(self) -> None:
