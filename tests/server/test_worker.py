@@ -9,6 +9,7 @@ from tests.checkpoints import NUM_IDS, write_random
 from tests.models import TINY
 from zaya_core.config import Tidar
 from zaya_core.engine.batch import Engine
+from zaya_core.engine.run import Run
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.layout import causal
 from zaya_core.model.load import load_model
@@ -105,6 +106,27 @@ def test_a_text_that_fails_harms_no_other(checkpoint):
     assert [piece.failure.status for name, piece in bench.pieces if name == "bad"] == [500]
     assert [piece.text for name, piece in bench.pieces if name == "good"] == [piece.text for _, piece in alone.pieces]
     assert bench.complaints == ["a text failed: TypeError: 'NoneType' object is not callable"]
+
+
+@pytest.mark.parametrize("method", ["allowed", "decide", "propose"])
+def test_what_goes_wrong_inside_the_engine_for_one_text_harms_no_other(checkpoint, monkeypatch, method):
+    alone = Bench(checkpoint)
+    alone.run(alone.writing("good", max_tokens=12))
+    bench = Bench(checkpoint)
+    good, bad = bench.writing("good", max_tokens=12), bench.writing("bad", max_tokens=12)
+    sound = getattr(Run, method)
+
+    def failing(run, *given):
+        if run.request is bad.order.request and len(run.new_ids) >= 3:
+            raise FloatingPointError("not a number")
+        return sound(run, *given)
+
+    monkeypatch.setattr(Run, method, failing)
+    bench.run(bad, good)
+    assert [piece.failure.status for name, piece in bench.pieces if name == "bad" and piece.failure] == [500]
+    assert [piece.text for name, piece in bench.pieces if name == "good"] == [piece.text for _, piece in alone.pieces]
+    assert bench.complaints == ["a text failed: FloatingPointError: not a number"]
+    assert bench.engine.num_rows == 0
 
 
 def test_an_engine_that_fails_ends_what_runs_and_goes_on(checkpoint):

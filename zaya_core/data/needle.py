@@ -3,6 +3,7 @@
 import random
 
 from zaya_core.data.tokenizer import TextTokenizer
+from zaya_core.errors import ConfigError
 
 HAY = (
     "The grass is green.",
@@ -34,4 +35,6 @@ def needle_ids(tokenizer: TextTokenizer, chance: random.Random, num_tokens: int)
         ids, end = tokenizer.encode(text), tokenizer.backend.encode(answer, add_special_tokens=False).ids
         if len(ids) + len(end) <= num_tokens:
             return ids + end, len(end)
+        if sentences == 0:
+            raise ConfigError(f"a needle needs {len(ids) + len(end)} tokens of this tokenizer, expected a text of that many, not {num_tokens}")
         sentences = int(sentences * 0.95 * num_tokens / (len(ids) + len(end)))

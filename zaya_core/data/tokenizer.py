@@ -124,7 +124,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
     if vocab_size < len(SPECIALS) + 256:
         raise ConfigError(f"vocabulary of {vocab_size} is too small, expected at least {len(SPECIALS) + 256}")
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A digit is a token: numbers line up, and one never seen is written as well as any other.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

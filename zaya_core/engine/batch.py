@@ -3,9 +3,10 @@
 Invariant: a request's tokens depend on its prompt, its settings and its chance, never on what else runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from zaya_core.ops.sampling import Sampler
 PREFILL_CHUNK = 2048  # prompt tokens in one forward, of all requests together
 BESIDE_DECODING = 512  # the same while others wait for their next token
 LOGITS_AT_ONCE = 2**26  # elements of rows x V that are held at a time
+
+Value = TypeVar("Value")
 
 
 class Network(Protocol):
@@ -54,6 +57,15 @@ class Turn:
     accepted: int = 0
     finals: list[Final] = field(default_factory=list)
     drafted: tuple[int, ...] = ()
+    error: Exception | None = None
+
+    def attempt(self, action: Callable[[], Value]) -> Value | None:
+        """What a request's own sampler, chance or constraint does wrong ends that request, and no other of the forward."""
+        try:
+            return action()
+        except Exception as error:  # theirs, whatever it is
+            self.error = error
+            return None
 
     @property
     def rows_to_judge(self) -> range:
@@ -131,6 +143,7 @@ class Engine:
                 turn.run.keep_experts(choices[turn.begin : turn.begin + turn.accepted])
         self._propose(turns, hidden)
         done = {turn.ticket: turn.run.committed(turn.accepted, turn.finals, turn.drafted) for turn in turns if turn.finals}
+        done |= {turn.ticket: Committed([], "error", error=turn.error) for turn in turns if turn.error is not None}
         for ticket, committed in done.items():
             if committed.finish_reason is not None:
                 self.cancel(ticket)
@@ -167,12 +180,15 @@ class Engine:
             turn.accepted = len(turn.share.token_ids)
         reading = [turn for turn in turns if turn.share.num_read]
         for some, logits in self._logits(reading, [turn.rows_to_judge for turn in reading], hidden):
-            rows = [turn.run.constrained(turn.run.judged(part)) for turn, part in zip(some, logits, strict=True)]
+            allowed = [turn.attempt(partial(turn.run.allowed, part)) for turn, part in zip(some, logits, strict=True)]
+            sound = [index for index, rows in enumerate(allowed) if rows is not None]
+            some, logits, rows = [some[i] for i in sound], [logits[i] for i in sound], [allowed[i] for i in sound]
             seen = [turn.run.seen_by_rows(len(part)) for turn, part in zip(some, rows, strict=True)]
             laws = _laws([turn.run.how.sampler for turn in some], [turn.run.forbidden for turn in some], rows, seen)
             for turn, part, law in zip(some, logits, laws, strict=True):
                 turn.drafted = tuple(turn.run.draft.token_ids) if turn.run.draft else ()
-                turn.accepted, turn.finals = turn.run.decide(turn.share, part, law)
+                decided = turn.attempt(partial(turn.run.decide, turn.share, part, law))
+                turn.accepted, turn.finals = decided or (turn.accepted, [])
 
     def _propose(self, turns: list[Turn], hidden: Tensor) -> None:
         """Draw the next drafts of those that go on."""
@@ -182,7 +198,7 @@ class Engine:
             seen = [turn.run.seen_by_drafts(len(part)) for turn, part in zip(some, logits, strict=True)]
             laws = _laws([turn.run.draft_sampler for turn in some], [turn.run.forbidden for turn in some], logits, seen)
             for turn, part, law in zip(some, logits, laws, strict=True):
-                turn.run.propose(part, law)
+                turn.attempt(partial(turn.run.propose, part, law))
 
     def _logits(self, turns: list[Turn], places: list[range], hidden: Tensor) -> Iterator[tuple[list[Turn], list[Tensor]]]:
         """The head's rows of each turn's places, for as many turns at a time as `LOGITS_AT_ONCE` allows."""

@@ -13,4 +13,7 @@ def decode(model: Network, prompt_ids: list[int], how: Decoding, chance: Chance)
     engine = Engine(model, num_slots=request.num_slots, max_rows=1)
     engine.add(request)
     while engine.num_rows:
-        yield from engine.step().values()
+        for committed in engine.step().values():
+            if committed.error is not None:
+                raise committed.error
+            yield committed

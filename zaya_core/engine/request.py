@@ -83,11 +83,12 @@ class Final:
 
 @dataclass(frozen=True)
 class Committed:
-    """Tokens made final by one forward, cut at the end of the text; `finish_reason` is "stop", "length" or None.
+    """Tokens made final by one forward, cut at the end of the text; `finish_reason` is "stop", "length", "error" or None.
 
     `drafted` are d_1..d_n that the forward judged, of which it accepted `num_accepted`; none after a prefill. `pre_drafted` are
     what the next forward will judge after the last final token. `experts` [tokens, L], where asked for: the choices of the tokens
-    that became history since the last event, so that all events together hold prompt and text less the last token.
+    that became history since the last event, so that all events together hold prompt and text less the last token. `error` is what
+    ended this request and no other, where something did: its finish_reason is then "error".
     """
 
     finals: list[Final]
@@ -96,3 +97,4 @@ class Committed:
     num_accepted: int = 0
     pre_drafted: tuple[int, ...] = ()
     experts: Tensor | None = None
+    error: Exception | None = None

@@ -92,6 +92,10 @@ class Run:
         """Which ids mask rows penalise [R, V]."""
         return None if self.seen is None else self.seen.repeat(num_rows, 1)
 
+    def allowed(self, ar_logits: Tensor) -> Tensor:
+        """The raw rows [R, V] that judge, with what the constraint forbids written out."""
+        return self.constrained(self.judged(ar_logits))
+
     def constrained(self, rows: Tensor) -> Tensor:
         """Rows [R, V] with what the constraint forbids after d_1..d_j written out."""
         if self.how.constraint is None:

@@ -198,6 +198,8 @@ class Worker:
         """What goes wrong with one text is that text's alone."""
         before, count = writing.last_at, len(writing.transcript.tokens)
         try:
+            if part.error is not None:
+                raise part.error
             writing.take(part)
         except Exception as error:
             self.complain(f"a text failed: {type(error).__name__}: {error}")

@@ -75,14 +75,20 @@ def complete(engine: "Engine", jobs: Iterable[Job], tokenizer: "TextTokenizer", 
                 running[engine.add(waiting[1])] = Completion.of(*waiting, tokenizer)
                 waiting = next(requests, None)
             assert running, "the engine has no room for a single request"
-            grown = []
+            grown, errors = [], []
             for ticket, committed in engine.step().items():
+                if committed.error is not None:
+                    del running[ticket]
+                    errors.append(committed.error)
+                    continue
                 completion = running[ticket]
                 grown.append((completion, committed, completion.take(committed)))
                 if completion.is_over:
                     del running[ticket]
                     if committed.finish_reason is None:  # a stop string, which the engine does not know of
                         engine.cancel(ticket)
+            if errors:
+                raise errors[0]
             for completion, committed, text in grown:
                 yield Text(text, completion.job.index)
                 if shown.drafts:

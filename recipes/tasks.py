@@ -1,0 +1,144 @@
+"""Training rows for five tasks of reasoning-gym, every answer worked out, and rows that train copying.
+
+    python recipes/tasks.py OUT.jsonl ROWS [text]     `text`: prompt and answer as one text, with repeated words among them (for midtrain)
+
+The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer.
+"""
+
+import json
+import random
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import reasoning_gym
+from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
+
+TASKS: dict[str, dict[str, int]] = {
+    "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+    "leg_counting": {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 9},
+    "number_filtering": {"min_numbers": 3, "max_numbers": 6, "min_decimals": 0, "max_decimals": 0},
+    "family_relationships": {},
+    "needle_haystack": {"min_num_statements": 2, "max_num_statements": 5},
+}
+TRAIN_SEED = 1
+
+
+def chain_sum(question: str, answer: str) -> str:
+    """One operation at a time, from the left."""
+    first, *rest = re.findall(r"-?\d+|[+-]", question.split(":")[-1])
+    total, lines = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        new = total + int(term) if sign == "+" else total - int(term)
+        lines.append(f"{total} {sign} {term} = {new}")
+        total = new
+    return "\n".join(lines)
+
+
+def leg_counting(question: str, answer: str) -> str:
+    """The legs of each kind, then their sum."""
+    lines, totals = [], []
+    for number, kind in re.findall(r"(\d+) ([a-z -]+?)(?=[,?])", question.split("if you have")[-1]):
+        name = kind if kind in LEGS else kind.removesuffix("s")
+        totals.append(int(number) * LEGS[name])
+        lines.append(f"A {name} has {LEGS[name]} legs, so {number} {kind} have {number} * {LEGS[name]} = {totals[-1]} legs.")
+    total = totals[0]
+    for more in totals[1:]:
+        lines.append(f"With the next ones that makes {total} + {more} = {total + more} legs.")
+        total += more
+    return "\n".join(lines)
+
+
+def number_filtering(question: str, answer: str) -> str:
+    """Every number is looked at once."""
+    relation, limit = re.search(r"(larger|smaller) than (-?[\d.]+)", question).groups()
+    lines = [f"The limit is {limit}."]
+    wanted = "Keep" if question.startswith("Keep") else "Remove"
+    for number in re.findall(r"'(-?[\d.]+)'", question):
+        holds = float(number) > float(limit) if relation == "larger" else float(number) < float(limit)
+        kept = holds == (wanted == "Keep")
+        lines.append(f"{number} is {'' if holds else 'not '}{relation} than {limit}: {'keep' if kept else 'remove'} it.")
+    return "\n".join(lines)
+
+
+def family_relationships(question: str, answer: str) -> str:
+    """The shortest way from the one person to the other, over marriages and births."""
+    links: dict[str, list[tuple[str, str]]] = {}
+    for left, right, children in re.findall(r"(\w+) is married to (\w+)\. They have (?:a child|children) called ([\w ]+)\.", question):
+        pairs = [(left, right, "married to"), (right, left, "married to")]
+        for child in children.split(" and "):
+            pairs += [(parent, child, "a parent of") for parent in (left, right)]
+            pairs += [(child, parent, "a child of") for parent in (left, right)]
+        for one, other, link in pairs:
+            links.setdefault(one, []).append((other, link))
+    one, other = _asked(question, set(links))
+    lines = [f"{a} is {link} {b}." for a, link, b in _way(links, one, other)]
+    return "\n".join([*lines, f"So {one} is the {answer} of {other}."])
+
+
+def _asked(question: str, people: set[str]) -> tuple[str, str]:
+    """The two people of the last sentence, in the order `X is the ... of Y`."""
+    names = [name for name in re.findall(r"\w+", question.split("\n")[-1]) if name in people]
+    return names[0], names[-1]
+
+
+def _way(links: dict[str, list[tuple[str, str]]], start: str, end: str) -> list[tuple[str, str, str]]:
+    seen, queue = {start}, deque([(start, [])])
+    while queue:
+        name, way = queue.popleft()
+        if name == end:
+            return way
+        for other, link in links[name]:
+            if other not in seen:
+                seen.add(other)
+                queue.append((other, [*way, (name, link, other)]))
+    return []
+
+
+def needle_haystack(question: str, answer: str) -> str:
+    """The statement that the question is about."""
+    asked = re.search(r"Who (.+?)\? Reply", question).group(1)
+    return f"The text says that {answer} {asked}."
+
+
+WORKED: dict[str, Callable[[str, str], str]] = {
+    "chain_sum": chain_sum,
+    "leg_counting": leg_counting,
+    "number_filtering": number_filtering,
+    "family_relationships": family_relationships,
+    "needle_haystack": needle_haystack,
+}
+
+
+def rows(count: int, seed: int = TRAIN_SEED) -> Iterator[dict[str, str]]:
+    """`count` rows, the tasks in turn."""
+    data = {task: reasoning_gym.create_dataset(task, seed=seed, size=count // len(TASKS) + 1, **TASKS[task]) for task in TASKS}
+    for index in range(count):
+        task = list(TASKS)[index % len(TASKS)]
+        item = data[task][index // len(TASKS)]
+        question, answer = item["question"].strip(), str(item["answer"])
+        yield {"prompt": question + "\n", "completion": f"{WORKED[task](question, answer)}\nAnswer: {answer}"}
+
+
+def repeats(count: int) -> Iterator[str]:
+    """Texts of random words, said again from a random place: what comes next can only be known by looking back."""
+    chance = random.Random("repeats")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    for _ in range(count):
+        words = ["".join(chance.choice(letters) for _ in range(chance.randint(1, 4))) for _ in range(chance.randint(8, 40))]
+        start = chance.randrange(len(words) // 2)
+        yield " ".join(words + words[start:] + words)
+
+
+def main(out: str, count: str, form: str = "rows") -> None:
+    """Write the rows; as texts, one in ten is a repeat."""
+    with open(out, "w", encoding="utf-8") as file:
+        for row in rows(int(count)):
+            file.write(json.dumps({"text": row["prompt"] + row["completion"]} if form == "text" else row) + "\n")
+        for text in repeats(int(count) // 9 if form == "text" else 0):
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
