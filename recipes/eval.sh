@@ -3,11 +3,11 @@
 # Usage: recipes/eval.sh MODEL WORKDIR     MODEL "" is the bundled one; resumable. Environment: PROBLEMS, SAMPLES, TOKENS, BATCH.
 set -euo pipefail
 tasks=(
-  reasoning-gym:chain_sum:min_terms=2,max_terms=3,min_digits=1,max_digits=1
-  reasoning-gym:leg_counting:min_animals=1,max_animals=2,min_instances=1,max_instances=4
+  reasoning-gym:chain_sum:min_terms=2,max_terms=3,min_digits=1,max_digits=2
+  reasoning-gym:leg_counting:min_animals=1,max_animals=3,min_instances=1,max_instances=9
+  reasoning-gym:number_filtering:min_numbers=3,max_numbers=6,min_decimals=0,max_decimals=0
   reasoning-gym:family_relationships
-  reasoning-gym:spell_backward
-  reasoning-gym:gsm_symbolic
+  reasoning-gym:needle_haystack:min_num_statements=2,max_num_statements=5
 )
 samplers=ar,lossless,mix:0.5,mix:0.8
 model=${1:+$(realpath "$1")}

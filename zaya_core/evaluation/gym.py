@@ -3,8 +3,8 @@
 Entry i of a dataset comes of `seed + i`. Training counts up from TRAIN_SEED, eval from HELDOUT_SEED, and `training_rows` leaves out
 what happens to equal one of a task's first HELDOUT held-out problems.
 
-A problem reads "QUESTION\\nAnswer:" and is answered " ANSWER"; one whose entry carries a rationale reads "QUESTION\\nSolution:"
-and is answered " RATIONALE\\nAnswer: ANSWER". `answer_in` is the one rule that finds the answer in either.
+A problem reads "QUESTION\\n" and is answered "Answer: ANSWER", after a rationale and a line's end where there is one. `answer_in` is
+the one rule that finds the answer in a completion, also in one that has no such line.
 """
 
 import os
@@ -40,9 +40,8 @@ OPTION = re.compile(r",(?=\s*\w+=)")  # commas inside of a value do not end it
 def row_of(entry: dict[str, Any]) -> dict[str, str]:
     """{"prompt", "completion"} of a reasoning-gym entry; of one that is scored but has no answer the completion is empty."""
     question, answer, rationale = entry["question"].strip(), (entry["answer"] or "").strip(), rationale_of(entry)
-    if rationale is None:
-        return {"prompt": f"{question}\n{MARKER}", "completion": f" {answer}"}
-    return {"prompt": f"{question}\nSolution:", "completion": f" {rationale}\n{MARKER} {answer}"}
+    worked = "" if rationale is None else f"{rationale}\n"
+    return {"prompt": f"{question}\n", "completion": f"{worked}{MARKER} {answer}"}
 
 
 def rationale_of(entry: dict[str, Any]) -> str | None:

@@ -123,6 +123,4 @@ def _lengths(text: str, context: int) -> list[int]:
     lengths = [int(part.removesuffix("k")) * (1024 if part.endswith("k") else 1) for part in parts]
     if max(lengths) > context:
         raise ConfigError(f"--task needle:{text}: {max(lengths)} tokens, expected at most {context}, the model's context")
-    if min(lengths) < 64:
-        raise ConfigError(f"--task needle:{text}: {min(lengths)} tokens, expected at least 64")
     return lengths
