@@ -19,6 +19,14 @@ def test_no_problem_is_in_both(name, options):
     assert not {row["prompt"] for row in rows} & set(held)
 
 
+def test_problems_that_training_saw_can_be_left_out():
+    """There are others in their place."""
+    first = [problem.prompt for problem in heldout_problems("chain_sum", {}, 6)]
+    others = [problem.prompt for problem in heldout_problems("chain_sum", {}, 6, without=frozenset(first[1:3]))]
+    assert others[:4] == [first[0], *first[3:]]
+    assert len(set(others) - set(first)) == 2
+
+
 def test_held_out_problems_are_the_same_in_every_process():
     """This generator goes by the order of a set, which differs between processes that do not take care."""
     assert heldout_problems("isomorphic_strings", {}, 5) == heldout_problems("isomorphic_strings", {}, 5)

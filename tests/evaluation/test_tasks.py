@@ -7,10 +7,7 @@ import pytest
 from zaya_core.errors import ConfigError, DataError
 from zaya_core.evaluation.human_eval import code_in, program_of, read_human_eval
 from zaya_core.evaluation.questions import Question, read_questions
-from zaya_core.evaluation.sandbox import Limits
-from zaya_core.evaluation.tasks import open_task
-
-ANY = Limits()
+from zaya_core.evaluation.tasks import Terms, open_task
 
 
 @pytest.mark.parametrize(
@@ -56,7 +53,7 @@ def test_python_questions_are_judged_by_their_program(tmp_path):
     path = tmp_path / "x.jsonl"
     row = {"prompt": "def double(x):", "answer": "exec(prompt + completion)\nassert double(4) == 8", "scorer": "python"}
     path.write_text(json.dumps(row) + "\n")
-    task = open_task(f"jsonl:{path}", num_problems=None, limits=ANY)
+    task = open_task(f"jsonl:{path}", Terms())
     assert task.runs_code
     assert task.score(0, "\n    return 2 * x\n").score == 1
     assert task.score(0, "```python\n\n    return x + x\n```\nThere.").score == 1
@@ -65,7 +62,7 @@ def test_python_questions_are_judged_by_their_program(tmp_path):
 
 
 def test_human_eval_accepts_its_own_solutions_and_no_others():
-    task, problems = open_task("human-eval", num_problems=4, limits=ANY), read_human_eval()
+    task, problems = open_task("human-eval", Terms(4)), read_human_eval()
     assert (len(problems), len(task.prompts), task.runs_code) == (164, 4, True)
     for number, problem in enumerate(problems[:4]):
         solution = problem["canonical_solution"]
@@ -76,7 +73,7 @@ def test_human_eval_accepts_its_own_solutions_and_no_others():
 
 
 def test_no_canonical_solution_is_cut_by_a_stop():
-    task = open_task("human-eval", num_problems=None, limits=ANY)
+    task = open_task("human-eval", Terms())
     for problem in read_human_eval():
         body = problem["canonical_solution"].rstrip()
         assert not any(stop in body for stop in task.stops), problem["task_id"]
@@ -101,14 +98,14 @@ def test_fences():
 )
 def test_specs_that_name_no_task(spec, message):
     with pytest.raises(ConfigError, match=message):
-        open_task(spec, num_problems=1, limits=ANY)
+        open_task(spec, Terms(1))
 
 
 def test_more_problems_than_there_are():
     with pytest.raises(ConfigError, match="--num-problems is 165, expected at most the 164"):
-        open_task("human-eval", num_problems=165, limits=ANY)
+        open_task("human-eval", Terms(165))
 
 
 def test_the_gyms_partial_credit_is_kept_but_only_all_of_it_is_right():
-    task = open_task("reasoning-gym:gsm_symbolic", num_problems=1, limits=ANY)
+    task = open_task("reasoning-gym:gsm_symbolic", Terms(1))
     assert 0 < task.score(0, "Answer: 123456").score < 1

@@ -14,6 +14,7 @@ from tests.checkpoints import NUM_IDS, write_random
 from tests.models import TINY
 from zaya_cli.app import main
 from zaya_core.config import Tidar
+from zaya_core.stages.evaluate import prompts_of
 
 PROBLEMS, SAMPLES = 4, 2
 SHAPE = TINY.with_changes(vocab_size=NUM_IDS + 28)
@@ -235,6 +236,13 @@ def test_an_ar_model_cannot_draft(models, questions, capsys):
 def test_several_processes_are_refused(models, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "zaya eval is one process" in refusal(capsys, ["eval", str(models / "ar"), "--task", "needle"])
+
+
+def test_prompts_of_training_rows_are_found(tmp_path):
+    """Of rows of prompts, and of rows that are one text."""
+    rows = [{"prompt": "What?\n", "completion": "x"}, {"text": "Why,\nthen?\nAnswer: because"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prompts_of((tmp_path / "train.jsonl",)) == {"What?\n", "Why,\n", "Why,\nthen?\n"}
 
 
 def test_the_bundled_model_on_a_reasoning_task_and_on_human_eval(capsys, tmp_path):

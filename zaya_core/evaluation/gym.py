@@ -1,10 +1,10 @@
 """reasoning-gym's tasks as rows: one form of prompt and completion for training and for eval, and seeds that never meet.
 
-Entry i of a dataset comes of `seed + i`. Training counts up from TRAIN_SEED, eval from HELDOUT_SEED, and `training_rows` leaves out
-what happens to equal one of a task's first HELDOUT held-out problems.
+Entry i of a dataset comes of `seed + i`. Training counts up from TRAIN_SEED, eval from HELDOUT_SEED, and `training_rows` leaves
+out what happens to equal one of a task's first HELDOUT held-out problems.
 
-A problem reads "QUESTION\\n" and is answered "Answer: ANSWER", after a rationale and a line's end where there is one. `answer_in` is
-the one rule that finds the answer in a completion, also in one that has no such line.
+A problem reads "QUESTION\\n" and is answered "Answer: ANSWER", after a rationale and a line's end where there is one. `answer_in`
+is the one rule that finds the answer in a completion, also in one that has no such line.
 """
 
 import os
@@ -38,7 +38,7 @@ OPTION = re.compile(r",(?=\s*\w+=)")  # commas inside of a value do not end it
 
 
 def row_of(entry: dict[str, Any]) -> dict[str, str]:
-    """{"prompt", "completion"} of a reasoning-gym entry; of one that is scored but has no answer the completion is empty."""
+    """{"prompt", "completion"} of a reasoning-gym entry; of one that is scored but has no answer the completion ends before it."""
     question, answer, rationale = entry["question"].strip(), (entry["answer"] or "").strip(), rationale_of(entry)
     worked = "" if rationale is None else f"{rationale}\n"
     return {"prompt": f"{question}\n", "completion": f"{worked}{MARKER} {answer}"}
@@ -57,7 +57,7 @@ def answer_in(text: str) -> str:
 
 def training_rows(name: str, options: dict[str, Any], count: int, *, heldout: int = HELDOUT) -> Iterator[dict[str, str]]:
     """At most `count` rows of a task, all distinct; fewer where it has no more than that."""
-    held = {problem.prompt for problem in heldout_problems(name, options, heldout, all_of_them=False)}
+    held = frozenset(problem.prompt for problem in heldout_problems(name, options, heldout, all_of_them=False))
     distinct = _distinct(name, options, seed=TRAIN_SEED, count=count, without=held)
     return (row for entry, row in distinct if entry["answer"] is not None)
 
@@ -71,12 +71,17 @@ class GymProblem:
     completion: str
 
 
-def heldout_problems(name: str, options: dict[str, Any], count: int, *, all_of_them: bool = True) -> list[GymProblem]:
-    """The first `count` distinct held-out problems; a ConfigError where the task has fewer, unless that will do."""
+def heldout_problems(
+    name: str, options: dict[str, Any], count: int, *, without: frozenset[str] = frozenset(), all_of_them: bool = True
+) -> list[GymProblem]:
+    """The first `count` distinct held-out problems whose prompts are not among `without`.
+
+    A ConfigError where the task has fewer, unless that will do.
+    """
     _dataset(name, options, seed=HELDOUT_SEED, size=1)  # what is wrong is said here
     made = subprocess.run(
         [sys.executable, "-c", ALWAYS_THE_SAME],
-        input=pickle.dumps((name, options, count)),
+        input=pickle.dumps((name, options, count, without)),
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         check=True,
@@ -88,10 +93,10 @@ def heldout_problems(name: str, options: dict[str, Any], count: int, *, all_of_t
     return found
 
 
-def heldout_entries(name: str, options: dict[str, Any], count: int) -> list[dict[str, Any]]:
+def heldout_entries(name: str, options: dict[str, Any], count: int, without: frozenset[str]) -> list[dict[str, Any]]:
     """The first distinct held-out entries as this process makes them: `heldout_problems` asks one that always makes the same."""
     random.seed(HELDOUT_SEED)  # some generators draw from the shared one too
-    return [entry for entry, _ in _distinct(name, options, seed=HELDOUT_SEED, count=count, without=set())]
+    return [entry for entry, _ in _distinct(name, options, seed=HELDOUT_SEED, count=count, without=without)]
 
 
 def scorer_of(name: str, options: dict[str, Any]) -> Any:
@@ -115,7 +120,7 @@ def read_task(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _distinct(
-    name: str, options: dict[str, Any], *, seed: int, count: int, without: set[str]
+    name: str, options: dict[str, Any], *, seed: int, count: int, without: frozenset[str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     dataset = _dataset(name, options, seed=seed, size=count * ENTRIES_EACH)
     seen = set(without)

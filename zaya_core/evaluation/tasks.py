@@ -5,7 +5,7 @@ so. It knows no samplers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,28 @@ class Task:
     runs_code: bool = False
 
 
-def open_task(spec: str, *, num_problems: int | None, limits: Limits) -> Task:
-    """The task of a spec, with its first `num_problems` problems; None: all of a file, GENERATED of a generator."""
+@dataclass(frozen=True)
+class Terms:
+    """How many problems (None: all of a file, GENERATED of a generator), prompts not to be made, and the limits of programs."""
+
+    num_problems: int | None = None
+    without: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+
+
+def open_task(spec: str, terms: Terms) -> Task:
+    """The task of a spec, with the first of its problems."""
     kind, _, rest = spec.partition(":")
     if kind not in KINDS:
         raise ConfigError(f"--task {spec}: no such kind of task, {nearest(kind, [*KINDS, 'likelihood', 'needle'])}")
-    return KINDS[kind](spec, rest, num_problems, limits)
+    return KINDS[kind](spec, rest, terms)
 
 
-def _gym(spec: str, rest: str, num_problems: int | None, limits: Limits) -> Task:
+def _gym(spec: str, rest: str, terms: Terms) -> Task:
     """Right is what reasoning-gym's own scorer gives 1."""
     name, options = read_task(rest)
-    problems, judge = heldout_problems(name, options, num_problems or GENERATED), scorer_of(name, options)
+    problems = heldout_problems(name, options, terms.num_problems or GENERATED, without=terms.without)
+    judge = scorer_of(name, options)
 
     def score(number: int, text: str) -> Scored:
         answer = answer_in(text)
@@ -59,26 +69,26 @@ def _gym(spec: str, rest: str, num_problems: int | None, limits: Limits) -> Task
     return Task(spec, [problem.prompt for problem in problems], score)
 
 
-def _human_eval(spec: str, rest: str, num_problems: int | None, limits: Limits) -> Task:
+def _human_eval(spec: str, rest: str, terms: Terms) -> Task:
     """Right is a program that passes its problem's tests."""
     if rest:
         raise ConfigError(f"--task {spec}: human-eval takes no options")
-    problems = _first(read_human_eval(), num_problems, spec)
+    problems = _first(read_human_eval(), terms.num_problems, spec)
 
     def score(number: int, text: str) -> Scored:
-        return _ran(program_of(problems[number], text), text, limits)
+        return _ran(program_of(problems[number], text), text, terms.limits)
 
     return Task(spec, [problem["prompt"] for problem in problems], score, STOPS, runs_code=True)
 
 
-def _questions(spec: str, rest: str, num_problems: int | None, limits: Limits) -> Task:
+def _questions(spec: str, rest: str, terms: Terms) -> Task:
     """Rows of a file, each with its own way to score."""
-    questions = _first(read_questions(Path(rest)), num_problems, spec)
+    questions = _first(read_questions(Path(rest)), terms.num_problems, spec)
 
     def score(number: int, text: str) -> Scored:
         question = questions[number]
         if question.scorer == "python":
-            return _ran(question.program(text), text, limits)
+            return _ran(question.program(text), text, terms.limits)
         return Scored(float(question.is_right(text)), answer_in(text))
 
     return Task(spec, [q.prompt for q in questions], score, runs_code=any(q.scorer == "python" for q in questions))
@@ -95,7 +105,7 @@ def _first(rows: list[Any], count: int | None, spec: str) -> list[Any]:
     return rows[:count]
 
 
-KINDS: dict[str, Callable[[str, str, int | None, Limits], Task]] = {
+KINDS: dict[str, Callable[[str, str, Terms], Task]] = {
     "reasoning-gym": _gym,
     "human-eval": _human_eval,
     "jsonl": _questions,

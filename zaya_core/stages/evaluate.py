@@ -41,6 +41,7 @@ class EvalConfig(DecodingConfig):
     num_problems: int | None = option(
         None, help="of each task; 200 of a generator, 50 needles, all of a file by default", minimum=1
     )
+    without: tuple[Path, ...] = option((), help="reasoning-gym: leave out what is in these training rows (.jsonl); repeatable")
     num_samples: int = option(1, help="completions of each problem", minimum=1)
     k: str = option("1", help="report pass@k for these, as in 1,8,32; none above --num-samples")
     seed: int = option(0, help="seed of the tokens: completion i of a task has this + i", minimum=0, maximum=2**62)
@@ -116,17 +117,29 @@ def run(config: EvalConfig) -> Iterator[Event]:
 def _open_tasks(config: EvalConfig) -> "list[Task]":
     """Those that decode; a ConfigError before anything else where one may not run or cannot be had."""
     from zaya_core.evaluation.sandbox import Limits, check_isolation
-    from zaya_core.evaluation.tasks import open_task
+    from zaya_core.evaluation.tasks import Terms, open_task
 
     limits = Limits(config.code_seconds)
+    terms = Terms(config.num_problems, prompts_of(config.without), limits)
     specs = [spec for spec in config.task if spec.partition(":")[0] not in MEASURED]
-    tasks = [open_task(spec, num_problems=config.num_problems, limits=limits) for spec in specs]
+    tasks = [open_task(spec, terms) for spec in specs]
     running = [task.spec for task in tasks if task.runs_code]
     if running and not config.allow_code_execution:
         raise ConfigError(f"--task {running[0]} runs generated programs", hint="--allow-code-execution allows it, in a sandbox")
     if running:
         check_isolation(limits)
     return tasks
+
+
+def prompts_of(paths: tuple[Path, ...]) -> frozenset[str]:
+    """Those of training rows; of a row that is one text, each beginning that ends with a line may be one."""
+    from zaya_core.data.sources import read_jsonl
+
+    rows = [row for path in paths for _, row in read_jsonl(path, "--without")]
+    prompts = {row["prompt"] for row in rows if isinstance(row.get("prompt"), str)}
+    for text in (row["text"] for row in rows if isinstance(row.get("text"), str)):
+        prompts |= {text[: place + 1] for place, letter in enumerate(text) if letter == "\n"}
+    return frozenset(prompts)
 
 
 def _models(config: EvalConfig) -> list[tuple[str, Path | None]]:
