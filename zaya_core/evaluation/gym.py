@@ -28,11 +28,13 @@ ENTRIES_EACH = 20  # entries looked at for each distinct problem wanted, at most
 MARKER = "Answer:"
 # Some generators (word_ladder, ransom_note) go by the order of sets, which differs from process to process.
 ALWAYS_THE_SAME = """
-import pickle, sys
+import os, pickle, sys
+out = os.dup(1)
+os.dup2(2, 1)  # some generators print
 from zaya_core.evaluation.gym import heldout_entries
 made = pickle.dumps(heldout_entries(*pickle.load(sys.stdin.buffer)))
-with open(1, "wb") as out:
-    out.write(made)
+with open(out, "wb") as file:
+    file.write(made)
 """
 OPTION = re.compile(r",(?=\s*\w+=)")  # commas inside of a value do not end it
 

@@ -152,7 +152,7 @@ def _evaluated(
 ) -> Generator[Event, None, tuple[list["Answers"], list[dict[str, Any]]]]:
     """One model: its answers, and the figures of tasks that decode nothing."""
     from zaya_core.stages.answering import Examinee
-    from zaya_core.stages.measuring import measured
+    from zaya_core.stages.gauging import measured
 
     examinee = Examinee.of(config, out / name, name, path)
     answers = []
