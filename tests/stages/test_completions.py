@@ -181,7 +181,7 @@ def test_what_changes_the_law_changes_the_text_and_keeps_it_exact(model, capsys,
 
 
 def test_drafts_of_another_temperature_change_draws_and_no_greedy_text(model, capsys):
-    shared = (str(model), "-p", "x = 1\n" * 3, "-n", "25", "--ignore-eos", "--dtype", "float64", "--seed", "1", "--draft-temperature")
+    shared = (str(model), "-p", "x = 1\n" * 3, "-n", "25", "--dtype", "float64", "--seed", "1", "--draft-temperature")
     for temperature, is_same in (("0", True), ("3", False)):
         (cold,), (hot,) = (generate(capsys, *shared, draft, "--temperature", temperature) for draft in ("0", "9"))
         assert (cold["token_ids"] == hot["token_ids"]) == is_same

@@ -28,7 +28,7 @@ class DecodingConfig:
     block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
     proposals: str = option("auto", help="blocks proposed per forward: auto (what pays here), all, or a number")
     draft_temperature: float | None = option(
-        None, help="temperature that drafts are drawn at, by default the text's; changes no law, and nothing at temperature 0", minimum=0
+        None, help="temperature of the drafts of a text that is not greedy, by default the text's own; changes no law", minimum=0
     )
     settings: Path | None = option(None, help="with --proposals auto: file of `zaya profile --save-settings`")
     max_new_tokens: int = option(256, help="tokens to generate, exactly, unless the text ends before", minimum=1, short="n")
