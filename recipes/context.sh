@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
-# From 512 tokens of context to 2048: loss and acceptance by position and a needle in a haystack, before and after.
-# Usage: recipes/context.sh WORKDIR [STEPS_AT_512 [STEPS_TO_2048]]     resumable; the table is in recipes/training.md.
+# From 512 tokens of context to 2048, on a model that can copy: loss and acceptance by position and a needle in a haystack, before and after.
+# Usage: recipes/context.sh WORKDIR [STEPS_AR [STEPS_AT_512 [STEPS_TO_2048]]]     resumable; the table is in recipes/training.md.
 set -euo pipefail
-work=${1:?usage: recipes/context.sh WORKDIR [STEPS_AT_512 [STEPS_TO_2048]]}
+work=${1:?usage: recipes/context.sh WORKDIR [STEPS_AR [STEPS_AT_512 [STEPS_TO_2048]]]}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
 cd "$(dirname "$0")/.."
 . recipes/setup.sh
-bundled=$(python -c 'from zaya_core.assets import BUNDLED; print(BUNDLED)')
-[ -e "$work/short.jsonl" ] || python recipes/needles.py "$work/short.jsonl" 12000 32 480
-[ -e "$work/long.jsonl" ] || python recipes/needles.py "$work/long.jsonl" 4000 64 2000
-train=(--dtype "${DTYPE:-bfloat16}" --save-every 100 --quiet)
-zaya midtrain "$bundled" "$work/at-512" --data "$work/short.jsonl:0.6" --data stdlib:0.4 --seq-len 512 --batch-size 8 \
-  --max-steps "${2:-500}" --lr 1e-3 "${train[@]}"
-zaya extend-context "$work/at-512" "$work/to-2048" --data "$work/long.jsonl:0.6" --data stdlib:0.4 --context 2048 --batch-size 2 \
-  --rope-theta 4e5 --stages 512:0.2,1024:0.3,2048:0.5 --max-steps "${3:-300}" --lr 5e-4 "${train[@]}"
+texts() { [ -e "$work/$1.jsonl" ] || python recipes/needles.py "$work/$1.jsonl" "$2" "$3"; }
+texts near 40000 3     # tens of tokens
+texts middle 20000 80  # up to 500
+texts far 6000 330     # up to 2000
+texts repeats 40000 repeats
+train=(--dtype "${DTYPE:-float32}" --save-every 100 --quiet)
+short=(--data "$work/near.jsonl:0.25" --data "$work/middle.jsonl:0.5" --data "$work/repeats.jsonl:0.25" --seq-len 512 --batch-size 8)
+[ -d "$work/base" ] || zaya init tiny "$work/base" --data "$work/middle.jsonl" --data "$work/repeats.jsonl"
+zaya midtrain "$work/base" "$work/ar" --objective ar "${short[@]}" --max-steps "${2:-1000}" --lr 4e-3 "${train[@]}"
+[ -d "$work/tidar" ] || zaya convert "$work/ar" "$work/tidar" --block 16
+zaya midtrain "$work/tidar" "$work/at-512" "${short[@]}" --max-steps "${3:-200}" --lr 2e-3 "${train[@]}"
+zaya extend-context "$work/at-512" "$work/to-2048" --data "$work/far.jsonl:0.7" --data "$work/middle.jsonl:0.3" --context 2048 \
+  --batch-size 2 --rope-theta 4e5 --stages 512:0.2,1024:0.3,2048:0.5 --max-steps "${4:-200}" --lr 1e-3 "${train[@]}"

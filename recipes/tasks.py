@@ -65,7 +65,9 @@ def number_filtering(question: str, answer: str) -> str:
 def family_relationships(question: str, answer: str) -> str:
     """The shortest way from the one person to the other, over marriages and births."""
     links: dict[str, list[tuple[str, str]]] = {}
-    for left, right, children in re.findall(r"(\w+) is married to (\w+)\. They have (?:a child|children) called ([\w ]+)\.", question):
+    for left, right, children in re.findall(
+        r"(\w+) is married to (\w+)\. They have (?:a child|children) called ([\w ]+)\.", question
+    ):
         pairs = [(left, right, "married to"), (right, left, "married to")]
         for child in children.split(" and "):
             pairs += [(parent, child, "a parent of") for parent in (left, right)]

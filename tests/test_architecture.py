@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "engine": VALUES | {"layout", "ops", "model"},
     "train": VALUES | {"layout", "ops", "model", "io", "data"},
     "profile": VALUES | {"layout", "model", "engine", "train"},
+    "evaluation": VALUES | {"layout", "model", "io", "data", "train"},
     "server": VALUES | {"layout", "ops", "model", "io", "data", "engine"},
-    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "profile", "server"},
+    "stages": VALUES | {"layout", "ops", "model", "io", "data", "engine", "train", "profile", "evaluation", "server"},
 }
 # A checkpoint into a model, and two of them compared: the only places of model/ that see files.
 KNOWN = {"model/load.py": {"io"}, "model/parity.py": {"io", "data"}}

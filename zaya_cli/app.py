@@ -48,6 +48,7 @@ COMMANDS = (
     Command("generate", "zaya_core.stages.generate", "GenerateConfig", "Continue a prompt."),
     Command("serve-local", "zaya_core.stages.serve_local", "ServeLocalConfig", "Serve a model to OpenAI's clients."),
     Command("profile", "zaya_core.stages.profile", "ProfileConfig", "Tell where block diffusion pays, on which device."),
+    Command("eval", "zaya_core.stages.evaluate", "EvalConfig", "Tell how good a model is, by which sampler, at which speed."),
     Command("info", "zaya_core.stages.info", "InfoConfig", "Tell what a checkpoint is and where it comes from."),
     Command("env", "zaya_core.stages.env", "EnvConfig", "Tell what this machine is."),
 )

@@ -12,7 +12,7 @@ from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Proposals, Verifier, acceptance_odds
 from zaya_core.engine.levels import WORTH, best_levels, draft_worth
 from zaya_core.engine.report import Tally
-from zaya_core.engine.request import Decoding
+from zaya_core.engine.request import Committed, Decoding, Final
 from zaya_core.errors import ConfigError
 from zaya_core.ops.sampling import Sampler
 
@@ -93,6 +93,17 @@ def test_the_limit_is_exact_and_counts_add_up(model, tokens, weight):
     assert sum(n * count for n, count in enumerate(stats["acceptance_histogram"], 1)) == tokens - 1
     if weight == 0 and tokens == 6:
         assert stats["tokens_per_forward"] == BLOCK
+    if weight == 0:
+        assert stats["accepted_by_offset"] == stats["judged_by_offset"]
+
+
+def test_tokens_are_judged_once_those_before_them_were_accepted():
+    """Drafts of 3, 3 and 2 tokens, the first of each final already."""
+    tally = Tally()
+    for drafted, accepted in ((0, 0), (3, 1), (3, 3), (2, 2)):
+        tally.add(Committed([Final(5, 0.0, 0.0)] * max(1, accepted), None, tuple(range(drafted)), accepted))
+    stats = tally.stats(block_length=BLOCK, prefill_seconds=1.0, decode_seconds=1.0)
+    assert (stats["judged_by_offset"], stats["accepted_by_offset"]) == ([3, 1, 0, 0], [2, 1, 0, 0])
 
 
 def test_autoregressive_is_one_token_a_forward(model):

@@ -18,6 +18,8 @@ STATS = {
     "num_forwards",
     "tokens_per_forward",
     "acceptance_histogram",
+    "judged_by_offset",
+    "accepted_by_offset",
     "prefill_seconds",
     "decode_seconds",
     "tokens_per_second",

@@ -21,7 +21,7 @@ NUM_DIGITS = 4
 
 def needle_text(chance: random.Random, num_sentences: int) -> tuple[str, str]:
     """(text up to the question's end, the answer): the key stands after a random one of `num_sentences` sentences."""
-    key = " ".join(chance.choice("0123456789") for _ in range(NUM_DIGITS))
+    key = "".join(chance.choice("0123456789") for _ in range(NUM_DIGITS))
     hay = [chance.choice(HAY) for _ in range(num_sentences)]
     hay.insert(chance.randint(0, num_sentences), f"The pass key is {key}. Remember it.")
     return f"{' '.join(hay)} {QUESTION}", f" {key}."
@@ -36,5 +36,7 @@ def needle_ids(tokenizer: TextTokenizer, chance: random.Random, num_tokens: int)
         if len(ids) + len(end) <= num_tokens:
             return ids + end, len(end)
         if sentences == 0:
-            raise ConfigError(f"a needle needs {len(ids) + len(end)} tokens of this tokenizer, expected a text of that many, not {num_tokens}")
+            raise ConfigError(
+                f"a needle needs {len(ids) + len(end)} tokens of this tokenizer, expected a text of that many, not {num_tokens}"
+            )
         sentences = int(sentences * 0.95 * num_tokens / (len(ids) + len(end)))

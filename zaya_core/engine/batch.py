@@ -179,10 +179,10 @@ class Engine:
         for turn in turns:
             turn.accepted = len(turn.share.token_ids)
         reading = [turn for turn in turns if turn.share.num_read]
-        for some, logits in self._logits(reading, [turn.rows_to_judge for turn in reading], hidden):
-            allowed = [turn.attempt(partial(turn.run.allowed, part)) for turn, part in zip(some, logits, strict=True)]
-            sound = [index for index, rows in enumerate(allowed) if rows is not None]
-            some, logits, rows = [some[i] for i in sound], [logits[i] for i in sound], [allowed[i] for i in sound]
+        for asked, parts in self._logits(reading, [turn.rows_to_judge for turn in reading], hidden):
+            allowed = [turn.attempt(partial(turn.run.allowed, part)) for turn, part in zip(asked, parts, strict=True)]
+            sound = [place for place, rows in enumerate(allowed) if rows is not None]
+            some, logits, rows = ([given[place] for place in sound] for given in (asked, parts, allowed))
             seen = [turn.run.seen_by_rows(len(part)) for turn, part in zip(some, rows, strict=True)]
             laws = _laws([turn.run.how.sampler for turn in some], [turn.run.forbidden for turn in some], rows, seen)
             for turn, part, law in zip(some, logits, laws, strict=True):

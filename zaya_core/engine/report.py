@@ -8,13 +8,20 @@ from zaya_core.engine.request import Committed
 
 @dataclass
 class Tally:
-    """Tokens of one completion by the forward that made them final: the prefill's first, then each later one's."""
+    """Tokens of one completion by the forward that made them final: the prefill's first, then each later one's.
+
+    `drafted` and `accepted` tokens of each forward include the draft's first, which is final already.
+    """
 
     counts: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
 
     def add(self, committed: Committed) -> None:
         """Count what one forward committed."""
         self.counts.append(len(committed.finals))
+        self.drafted.append(len(committed.drafted))
+        self.accepted.append(committed.num_accepted)
 
     def trim(self, num_tokens: int) -> None:
         """Leave out tokens past so many, and the forwards that made nothing else: a stop string was cut."""
@@ -50,7 +57,13 @@ class Tally:
             "num_forwards": self.num_forwards,
             "tokens_per_forward": self.tokens_per_forward,
             "acceptance_histogram": [later.count(count) for count in range(1, max(1, block_length) + 1)],
+            "judged_by_offset": [self._num_judged(offset) for offset in range(1, block_length)],
+            "accepted_by_offset": [sum(count > offset for count in self.accepted) for offset in range(1, block_length)],
             "prefill_seconds": prefill_seconds,
             "decode_seconds": decode_seconds,
             "tokens_per_second": rate,
         }
+
+    def _num_judged(self, offset: int) -> int:
+        """Forwards that verified the draft's token at `offset`: there was one, and those before it had been accepted."""
+        return sum(drafted > offset <= accepted for drafted, accepted in zip(self.drafted, self.accepted, strict=True))

@@ -117,10 +117,11 @@ class ResultsFile:
             yield
 
 
-def claim(path: Path, settings: dict[str, Any], *, free: frozenset[str] = frozenset()) -> dict[str, Any]:
+def claim(path: Path, settings: dict[str, Any], *, free: frozenset[str] = frozenset(), flag: str = "--output") -> dict[str, Any]:
     """The settings that the lines of `path` are made with: these, or those of the run that began it, which must be the same.
 
-    Where a setting of `free` differs the older one holds. A file that no run began, and other settings, are a ConfigError.
+    Where a setting of `free` differs the older one holds; `flag` is what named the place. A file that no run began, and
+    other settings, are a ConfigError.
     """
     run = beside(path, "run.json")
     settings = json.loads(json.dumps(settings))
@@ -133,7 +134,7 @@ def claim(path: Path, settings: dict[str, Any], *, free: frozenset[str] = frozen
     differing = [key for key in settings | begun if key not in free and settings.get(key) != begun.get(key)]
     if differing:
         shown = "; ".join(f"{key} was {begun.get(key)!r} and is {settings.get(key)!r}" for key in differing)
-        raise ConfigError(f"{path} was begun with another config: {shown}", hint="choose another --output or give --overwrite")
+        raise ConfigError(f"{path} was begun with another config: {shown}", hint=f"choose another {flag} or give --overwrite")
     return settings | {key: begun[key] for key in free if key in begun}
 
 

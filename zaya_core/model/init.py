@@ -15,9 +15,9 @@ def random_tensors(config: ModelConfig, *, seed: int, dtype: torch.dtype) -> Ite
     """The stored tensors one by one: normal weights of `initializer_range`, zero biases, unit norms and scales.
 
     `temp` starts at 1: upstream's zero makes every key zero and gives the query, key and convolution weights no gradient (A3).
-    The router's MLP and the convolutions of queries and keys are scaled by their fan-in instead of upstream's 0.02: at that, a narrow
-    router starts with nearly equal probabilities for all experts, and two convolutions in a row start so close to zero that the
-    previous token stays out of the keys, without which nothing learns to copy (recipes/training.md).
+    The router's MLP and the convolutions of queries and keys are scaled by their fan-in instead of upstream's 0.02: at that, a
+    narrow router starts with nearly equal probabilities for all experts, and two convolutions in a row start so close to zero that
+    the previous token hardly reaches the keys.
     """
     generator = torch.Generator().manual_seed(seed)
     model = meta_model(config)

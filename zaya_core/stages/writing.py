@@ -6,7 +6,7 @@ Rank r of w makes completions r, r + w, ...; the ranks never talk, so they may b
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,24 @@ from zaya_core.stages.prompts import Prompt
 
 if TYPE_CHECKING:
     from zaya_core.io.results import ResultsFile
+    from zaya_core.model.serving import ServingModel
 
 FREE = ("output", "overwrite", "batch_size", "show_drafts", "trace", "replay", "chat", "check_lossless")  # change no token
 
 
-def written(config: GenerateConfig, opened: Opened, prompts: list[Prompt], sizes: list[int]) -> Iterator[Event]:
-    """Make what is missing of --output, say how far it is, and end with a Result about the whole file."""
+def written(
+    config: GenerateConfig,
+    opened: Opened,
+    prompts: list[Prompt],
+    sizes: list[int],
+    *,
+    load: "Callable[[], ServingModel] | None" = None,
+    flag: str = "--output",
+) -> Iterator[Event]:
+    """Make what is missing of --output, say how far it is, and end with a Result about the whole file.
+
+    `load` gives the network where the caller has it already; `flag` is what named the place.
+    """
     from zaya_core.io.results import ResultsFile, claim, discard
 
     assert config.output is not None
@@ -32,14 +44,16 @@ def written(config: GenerateConfig, opened: Opened, prompts: list[Prompt], sizes
         if world > 1:
             raise ConfigError("--overwrite is for one process", hint="delete --output before you start several")
         discard(config.output)
-    settings = claim(config.output, _settings(config, prompts), free=frozenset({"seed"} if config.seed is None else ()))
+    free = frozenset({"seed"} if config.seed is None else ())
+    settings = claim(config.output, _settings(config, prompts), free=free, flag=flag)
     with ResultsFile(config.output, total=len(prompts) * config.n, rank=rank, world=world) as file:
         indices = list(file.missing())
         if file.num_done:
             yield Note(f"{config.output}: {file.num_done} of {file.total} completions are there")
         made = Made()
         if indices:
-            yield from _make(config, opened, prompts, sizes, file, indices, settings["seed"], made)
+            load = load or (lambda: opened.model(config))
+            yield from _make(config, opened, prompts, sizes, file, indices, settings["seed"], made, load)
         is_whole = file.finish()
         if not is_whole:
             yield Note(f"{config.output}: rank {rank} is done; the last rank joins the parts")
@@ -84,6 +98,7 @@ def _make(
     indices: list[int],
     seed: int,
     made: Made,
+    load: "Callable[[], ServingModel]",
 ) -> Iterator[Event]:
     from zaya_core.engine.batch import Engine
     from zaya_core.stages.completing import Shown, complete
@@ -91,7 +106,7 @@ def _make(
 
     if file.world > 1:
         _take_own_device()
-    model = opened.model(config)
+    model = load()
     opened = yield from opened.settled(config, model, batch=config.batch_size, context=max(sizes) + config.max_new_tokens)
     rows = min(config.batch_size, len(indices))
     engine = Engine(model, num_slots=engine_slots(config, opened, sizes), max_rows=rows)
