@@ -29,7 +29,7 @@ from zaya_core.ops.sampling import Sampler
 PROMPT = 200
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """A table, one line for each temperature of drafts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=BUNDLED, type=Path)
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--drafts", default="0.5,0.7,0.85,1.2")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=128)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     checkpoint = Checkpoint.open(options.model)
     model = load_serving(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
     prompts = windows(TextTokenizer(checkpoint.path), options.prompts, PROMPT)

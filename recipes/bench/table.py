@@ -75,7 +75,7 @@ def _ways(
 ) -> Iterator[tuple[str, Decoding]]:
     """By name. No row can end while the others still run: each may make a whole block of every forward."""
     tidar = checkpoint.config.tidar or Tidar(1, 0)
-    own = Decoding((tokens + WARM_UP + 1) * tidar.block_length, Sampler(1.0), forbidden=(tidar.mask_token_id,))
+    own = Decoding((tokens + WARM_UP + 16) * tidar.block_length, Sampler(1.0), forbidden=(tidar.mask_token_id,))
     yield "ar", own
     if checkpoint.config.tidar is None:
         return
