@@ -52,7 +52,7 @@ def enumerate_law(model, prompt, how) -> dict[tuple[int, ...], float]:
         law[ids] += walk.weight
         leaves += 1
         path = next_path(walk.branches)
-    assert leaves > len(law) > 4
+    assert leaves >= len(law) > 4
     assert abs(sum(law.values()) - 1) < 1e-9
     return law
 
@@ -144,6 +144,8 @@ CASES = {
     "min-p": (5, 2, 3, Proposals(None), {"sampler": Sampler(6.0, min_p=0.3)}),
     "repetition penalty": (4, 3, 4, Proposals(2), {"sampler": Sampler(2.5, repetition_penalty=1.8)}),
     "drafts of another temperature": (4, 3, 4, Proposals(1), {"draft_temperature": 0.8}),
+    "greedy drafts of a warm text": (4, 3, 4, Proposals(1), {"draft_temperature": 0.0}),
+    "hot drafts, penalised": (4, 3, 4, Proposals(2), {"draft_temperature": 6.0, "sampler": Sampler(2.5, repetition_penalty=1.8)}),
     "a grammar": (5, 3, 4, Proposals(2), {"constraint": NoTwice(5)}),
 }
 

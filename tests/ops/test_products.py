@@ -8,7 +8,7 @@ from tests.sequences import Sequence
 from zaya_core.config import Tidar
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.experts import apply_experts_slow
-from zaya_core.ops.products import SMALL, apply_prepared_experts, prepared
+from zaya_core.ops.products import SMALL, apply_prepared_experts, padded, prepared
 from zaya_core.runtime import has_fast_bfloat16
 
 
@@ -60,3 +60,12 @@ def test_bfloat16_for_serving_is_close_to_the_plain_network(packs):
     error, plain_error = ((part.double() - exact).abs().mean() for part in (serving, plain))
     assert serving.dtype == torch.bfloat16
     assert error < 2 * plain_error
+
+
+def test_an_experts_rows_come_in_few_numbers():
+    assert [padded(count, 1) for count in (1, 33, 1000)] == [1, 33, 1000]
+    assert [padded(count, 8) for count in (1, 8, 9, 100, 200)] == [8, 8, 16, 104, 208]
+    assert [padded(count, 32) for count in (1, 500, 513, 4095)] == [32, 512, 576, 4096]
+    many = range(256, 4097)
+    assert all(count <= padded(count, 32) <= 1.125 * count for count in many)
+    assert len({padded(count, 32) for count in range(1, 4097)}) == 40

@@ -180,6 +180,15 @@ def test_what_changes_the_law_changes_the_text_and_keeps_it_exact(model, capsys,
         assert drafted["token_ids"] == plain["token_ids"]
 
 
+def test_drafts_of_another_temperature_change_draws_and_no_greedy_text(model, capsys):
+    shared = (str(model), "-p", "x = 1\n" * 3, "-n", "25", "--dtype", "float64", "--seed", "1", "--draft-temperature")
+    for temperature, is_same in (("0", True), ("3", False)):
+        (cold,), (hot,) = (generate(capsys, *shared, draft, "--temperature", temperature) for draft in ("0", "9"))
+        assert (cold["token_ids"] == hot["token_ids"]) == is_same
+    assert main(["generate", *shared, "0.5", "--sampler", "ar"]) == 0
+    assert "--draft-temperature has no effect with --sampler ar" in capsys.readouterr().err
+
+
 EXCLUDED = {
     "chat and prompt": (("--chat", "-p", "x"), "--prompt and --chat exclude each other"),
     "output and chat": (("--chat", "--output", "y"), "--output and --chat exclude each other"),

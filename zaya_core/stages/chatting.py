@@ -29,6 +29,7 @@ SETTABLE = (
     "mix_weight",
     "block",
     "proposals",
+    "draft_temperature",
     "max_new_tokens",
     "temperature",
     "top_k",

@@ -27,6 +27,9 @@ class DecodingConfig:
     )
     block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
     proposals: str = option("auto", help="blocks proposed per forward: auto (what pays here), all, or a number")
+    draft_temperature: float | None = option(
+        None, help="temperature of the drafts of a text that is not greedy, by default the text's own; changes no law", minimum=0
+    )
     settings: Path | None = option(None, help="with --proposals auto: file of `zaya profile --save-settings`")
     max_new_tokens: int = option(256, help="tokens to generate, exactly, unless the text ends before", minimum=1, short="n")
     temperature: float | None = option(None, help="0 is greedy; generation_config.json's or 1 by default", minimum=0)
@@ -80,6 +83,7 @@ def decoding(config: DecodingConfig, checkpoint: "Checkpoint", tokenizer: "TextT
         proposals=Proposals(_proposal_count(config.proposals)),
         block_length=tidar.block_length,
         verify_length=config.block or tidar.block_length,
+        draft_temperature=config.draft_temperature,
     )
 
 
@@ -89,6 +93,7 @@ def idle_flags(config: DecodingConfig) -> list[str]:
         "--mix-weight": config.mix_weight is not None and config.sampler != "mix",
         "--block": config.block is not None and config.sampler == "ar",
         "--proposals": config.proposals != "auto" and config.sampler == "ar",
+        "--draft-temperature": config.draft_temperature is not None and config.sampler == "ar",
         "--settings": config.settings is not None and config.sampler == "ar",
     }
     return [flag for flag, is_idle in given.items() if is_idle]
