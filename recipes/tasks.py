@@ -1,6 +1,6 @@
 """Training rows for five tasks of reasoning-gym, every answer worked out, and rows that train copying.
 
-    python recipes/tasks.py OUT.jsonl ROWS [text]     `text`: prompt and answer as one text, with repeated words among them (for midtrain)
+    python recipes/tasks.py OUT.jsonl ROWS [text]     `text`: prompt and answer as one, repeated words among them (to midtrain)
 
 The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer.
 """
@@ -12,8 +12,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import reasoning_gym
 from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
+
+from zaya_core.evaluation.gym import answer_in, training_rows
 
 TASKS: dict[str, dict[str, int]] = {
     "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
@@ -22,7 +23,7 @@ TASKS: dict[str, dict[str, int]] = {
     "family_relationships": {},
     "needle_haystack": {"min_num_statements": 2, "max_num_statements": 5},
 }
-TRAIN_SEED = 1
+HELDOUT = 200  # problems of a task that recipes/eval.sh asks
 
 
 def chain_sum(question: str, answer: str) -> str:
@@ -113,14 +114,13 @@ WORKED: dict[str, Callable[[str, str], str]] = {
 }
 
 
-def rows(count: int, seed: int = TRAIN_SEED) -> Iterator[dict[str, str]]:
-    """`count` rows, the tasks in turn."""
-    data = {task: reasoning_gym.create_dataset(task, seed=seed, size=count // len(TASKS) + 1, **TASKS[task]) for task in TASKS}
-    for index in range(count):
-        task = list(TASKS)[index % len(TASKS)]
-        item = data[task][index // len(TASKS)]
-        question, answer = item["question"].strip(), str(item["answer"])
-        yield {"prompt": question + "\n", "completion": f"{WORKED[task](question, answer)}\nAnswer: {answer}"}
+def rows(count: int) -> Iterator[dict[str, str]]:
+    """`count` rows, the tasks in turn, none of them a problem that `recipes/eval.sh` asks."""
+    each = [training_rows(task, options, -(-count // len(TASKS)), heldout=HELDOUT) for task, options in TASKS.items()]
+    for together in zip(*each, strict=True):
+        for task, row in zip(TASKS, together, strict=True):
+            answer = answer_in(row["completion"])
+            yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
 
 
 def repeats(count: int) -> Iterator[str]:

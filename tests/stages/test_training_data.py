@@ -2,11 +2,15 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
 from tests.train.test_resume import figures
 from zaya_cli.app import main
+from zaya_core.data.cache import open_documents, write_documents
+from zaya_core.data.documents import Example
 from zaya_core.stages.midtrain import MidtrainConfig, run
 
 
@@ -42,6 +46,24 @@ def test_tokens_are_made_once_and_made_again_alike(tidar, tmp_path, monkeypatch)
     os.utime(text, ns=(1, 1))
     assert train(tidar, tmp_path / "d", text) != first, "a changed file is read anew"
     assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
+
+
+def test_runs_that_tokenise_the_same_text_at_once_do_not_disturb_each_other(tidar, tmp_path):
+    documents = [Example([number % 7 + 1] * 50, None) for number in range(400)]
+    cache = tmp_path / "cache" / "tokens" / "same"
+    barrier = Barrier(3)
+
+    def write() -> None:
+        barrier.wait()
+        for _ in write_documents(cache, documents, lambda: {"kind": "text"}, limit=None):
+            pass
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(write) for _ in range(3)]:
+            done.result()
+    found, _ = open_documents(cache)
+    assert len(found.lengths) == 400
+    assert [path.name for path in cache.parent.iterdir()] == ["same"], "nothing half-written stays"
 
 
 def test_a_mixture_draws_from_both_by_weight(tidar, tmp_path, capsys):

@@ -4,10 +4,12 @@ The key is everything that the ids depend on: the files by path, size and time, 
 that is deleted is made again, bit for bit.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def write_documents(
     A generator of the tokens written so far, to show progress; it writes only as it is consumed.
     """
     lengths, total, has_weights = [], 0, False
-    with publish(directory, overwrite=True) as aside:
+    with _alone(directory), publish(directory, overwrite=True) as aside:
         with open(aside / IDS, "wb") as ids, open(aside / WEIGHTS, "wb") as weights:
             for example in examples:
                 ids.write(np.asarray(example.token_ids, dtype=np.int32).tobytes())
@@ -57,6 +59,16 @@ def write_documents(
             (aside / WEIGHTS).unlink()
         np.save(aside / LENGTHS, np.asarray(lengths, dtype=np.int64))
         write_json(aside / META, found())
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Another process that writes the same documents waits, and writes them once more: neither disturbs the other's half."""
+    locks = directory.parents[1] / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / directory.name, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def open_documents(directory: Path) -> tuple[Documents, dict[str, Any]] | None:
