@@ -20,7 +20,8 @@ if [ -n "${DRY_RUN:-}" ]; then
   zaya sft zaya1-8b "$work/tuned" --config $at/sft.yaml "${common[@]}"
   exit
 fi
-launch="python -m torch.distributed.run --nproc-per-node 8"
+# A save may take minutes after SIGTERM; by default torchrun kills its workers after 30 s.
+launch="python -m torch.distributed.run --nproc-per-node 8 --shutdown-timeout 280"
 ZAYA="$launch --standalone -m zaya_cli"
 if [ "$nodes" -gt 1 ]; then
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -34,5 +35,6 @@ $ZAYA midtrain "$work/tidar" "$work/at-32k" --config $at/midtrain.yaml "${common
 zaya extend-context "$work/at-32k" "$work/at-128k" --config $at/extend-context.yaml "${common[@]}" --data "$TEXTS" --inspect 1 \
   --context-parallel 1
 $ZAYA extend-context "$work/at-32k" "$work/at-128k" --config $at/extend-context.yaml "${common[@]}" --data "$TEXTS"
+zaya sft "$work/at-128k" "$work/tuned" --config $at/sft.yaml "${common[@]}" --data "$CHAT" --inspect 1 --context-parallel 1
 $ZAYA sft "$work/at-128k" "$work/tuned" --config $at/sft.yaml "${common[@]}" --data "$CHAT"
 zaya generate "$work/tuned" --prompt "Why is the sky blue?" --sampler lossless

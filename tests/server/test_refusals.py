@@ -69,6 +69,7 @@ REFUSED = [
     (CHAT, {"messages": [{"role": "user", "content": "\ufdd0"}]}, "messages"),
     (CHAT, {"messages": HELLO, "max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
     (CHAT, {"messages": HELLO, "top_logprobs": 2}, "top_logprobs"),
+    (CHAT, {"messages": HELLO, "ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
     (CHAT, {"messages": HELLO, "reasoning_effort": "high"}, "reasoning_effort"),
     (CHAT, {"messages": HELLO, "functions": [{"name": "f"}]}, "functions"),
     (CHAT, {"messages": HELLO, "modalities": ["audio"]}, "modalities"),

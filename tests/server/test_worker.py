@@ -129,6 +129,36 @@ def test_what_goes_wrong_inside_the_engine_for_one_text_harms_no_other(checkpoin
     assert bench.engine.num_rows == 0
 
 
+def test_what_goes_wrong_in_a_scoring_or_a_beginning_harms_no_text(checkpoint, monkeypatch):
+    alone = Bench(checkpoint)
+    alone.run(alone.writing("good", max_tokens=12))
+    bench = Bench(checkpoint)
+    good, bad = bench.writing("good", max_tokens=12), bench.writing("bad", max_tokens=12)
+    add = bench.engine.add
+
+    def failing(request):
+        if request is bad.order.request:
+            raise MemoryError("none left")
+        return add(request)
+
+    def steps(scoring, model):
+        yield
+        raise FloatingPointError("not a number")
+
+    bench.engine.add = failing
+    monkeypatch.setattr(Scoring, "steps", steps)
+    heard = []
+    bench.worker.submit([], [Scoring([1, 2, 3], num_top=0, forbidden=(), outlet=heard.append)])
+    bench.run(good, bad)
+    assert heard == [None]
+    assert [piece.failure.status for name, piece in bench.pieces if name == "bad"] == [500]
+    assert [piece.text for name, piece in bench.pieces if name == "good"] == [piece.text for _, piece in alone.pieces]
+    assert sorted(bench.complaints) == [
+        "a request could not begin: MemoryError: none left",
+        "a scoring failed: FloatingPointError: not a number",
+    ]
+
+
 def test_an_engine_that_fails_ends_what_runs_and_goes_on(checkpoint):
     bench = Bench(checkpoint)
     step, failures = bench.engine.step, [RuntimeError("out of luck")]

@@ -42,8 +42,15 @@ def write_documents(
 
     A generator of the tokens written so far, to show progress; it writes only as it is consumed.
     """
+    with _alone(directory) as is_written:
+        if is_written:
+            return
+        yield from _written(directory, examples, found, limit)
+
+
+def _written(directory: Path, examples: Iterable[Example], found: Callable[[], dict[str, Any]], limit: int | None) -> Iterator[int]:
     lengths, total, has_weights = [], 0, False
-    with _alone(directory), publish(directory, overwrite=True) as aside:
+    with publish(directory, overwrite=True) as aside:
         with open(aside / IDS, "wb") as ids, open(aside / WEIGHTS, "wb") as weights:
             for example in examples:
                 ids.write(np.asarray(example.token_ids, dtype=np.int32).tobytes())
@@ -62,13 +69,13 @@ def write_documents(
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Another process that writes the same documents waits, and writes them once more: neither disturbs the other's half."""
+def _alone(directory: Path) -> Iterator[bool]:
+    """One process at a time; true for one that waited while another wrote the same documents."""
     locks = directory.parents[1] / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with open(locks / directory.name, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield (directory / META).exists()
 
 
 def open_documents(directory: Path) -> tuple[Documents, dict[str, Any]] | None:

@@ -27,6 +27,12 @@ def needle_text(chance: random.Random, num_sentences: int) -> tuple[str, str]:
     return f"{' '.join(hay)} {QUESTION}", f" {key}."
 
 
+def fits_needle(tokenizer: TextTokenizer, num_tokens: int) -> bool:
+    """Has a text of `num_tokens` room for a key and its question?"""
+    text, answer = needle_text(random.Random(0), 0)
+    return len(tokenizer.encode(text + answer)) < num_tokens
+
+
 def needle_ids(tokenizer: TextTokenizer, chance: random.Random, num_tokens: int) -> tuple[list[int], int]:
     """A text with its answer as at most `num_tokens` ids, nearly that many, and how many ids at its end are the answer's."""
     sentences = num_tokens // 4

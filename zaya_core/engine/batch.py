@@ -60,7 +60,7 @@ class Turn:
     error: Exception | None = None
 
     def attempt(self, action: Callable[[], Value]) -> Value | None:
-        """What a request's own sampler, chance or constraint does wrong ends that request, and no other of the forward."""
+        """What a request's own constraint or chance does wrong ends that request, and no other of the forward."""
         try:
             return action()
         except Exception as error:  # theirs, whatever it is

@@ -203,7 +203,9 @@ def _orders(
     if max_tokens == 0:
         return []
     special_ends, stops = _stops(sent.stop or (), served)
-    how = _decoding(sent, served, max_tokens, frozenset() if sent.ignore_eos else ends | special_ends, num_top)
+    if sent.ignore_eos and grammar is not None:
+        raise Refusal(400, "ignore_eos and a grammar exclude each other: a text that the grammar ends must end", param="ignore_eos")
+    how = _decoding(sent, served, max_tokens, special_ends if sent.ignore_eos else ends | special_ends, num_top)
     may_adapt = sent.seed is None and sent.zaya in (None, ZayaOptions()) and how.verifier.mix_weight == 1
     orders = []
     for prompt, prompt_ids in enumerate(prompts):

@@ -129,6 +129,9 @@ class Worker:
         for ticket, writing in list(self._running.items()):
             writing.fail(message)
             self._let_go(ticket)
+        self._fail_scoring(message)
+
+    def _fail_scoring(self, message: str) -> None:
         if self._scoring is not None:
             for writing in self._scoring[0].firsts:
                 writing.fail(message)
@@ -156,7 +159,11 @@ class Worker:
         while self._waiting and self.engine.has_room(self._waiting[0].order.request):
             with self._changed:
                 writing = self._waiting.popleft()
-            self._running[self.engine.add(self._suited(writing.order))] = writing
+            try:
+                self._running[self.engine.add(self._suited(writing.order))] = writing
+            except Exception as error:  # it is in no list any more: it must hear of it here
+                self.complain(f"a request could not begin: {type(error).__name__}: {error}")
+                writing.fail(f"the request could not begin: {type(error).__name__}")
         if self._waiting and not self._running:
             with self._changed:
                 self._waiting.popleft().fail("the engine has no room for it, though it is idle")
@@ -176,7 +183,13 @@ class Worker:
             with self._changed:
                 scoring = self._scorings.popleft()
             self._scoring = (scoring, scoring.steps(self.engine.model))
-        if next(self._scoring[1], self) is self:
+        try:
+            is_over = next(self._scoring[1], self) is self
+        except Exception as error:  # one prompt's, and no running text's
+            self.complain(f"a scoring failed: {type(error).__name__}: {error}")
+            self._fail_scoring(f"the scoring failed: {type(error).__name__}")
+            return
+        if is_over:
             self._scoring = None
 
     def _step(self) -> None:

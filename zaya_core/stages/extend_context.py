@@ -136,6 +136,7 @@ def _report(
 
 
 def _measured(config: ExtendContextConfig, state: "TrainState", parent: "Checkpoint", rows: Rows, name: str) -> Iterator[Event]:
+    from zaya_core.data.needle import fits_needle
     from zaya_core.data.tokenizer import TextTokenizer
     from zaya_core.train.loop import evaluate
     from zaya_core.train.needle import needles_found
@@ -143,7 +144,8 @@ def _measured(config: ExtendContextConfig, state: "TrainState", parent: "Checkpo
     assert rows.held_out is not None, "eval_rows is at least 1"
     tokenizer, needle = TextTokenizer(parent.path), {}
     figures = evaluate(state.model, rows.held_out, num_rows=config.eval_rows, options=fit_options(config), ranks=state.ranks)
-    lengths = [config.seq_len // 2**halvings for halvings in range(3, -1, -1)]
+    halved = [config.seq_len // 2**halvings for halvings in range(3, -1, -1)]
+    lengths = [length for length in halved if length % state.ranks.context == 0 and fits_needle(tokenizer, length)]
     for done, length in enumerate(lengths):
         yield Progress(f"needle, {name}", done, len(lengths), "lengths")
         needle[str(length)] = needles_found(state.model, tokenizer, length, num_texts=NEEDLE_TEXTS, ranks=state.ranks)

@@ -77,4 +77,5 @@ def _here() -> tuple[str, int, float, float | None]:
     from zaya_core.runtime import available_memory_bytes
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    return f"{world} here", world, available_memory_bytes() / world, None
+    # Its ranks may be on many machines; this one's memory is for its own.
+    return f"{world} here", world, available_memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", world)), None

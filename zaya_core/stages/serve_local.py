@@ -61,7 +61,7 @@ class ServeLocalConfig:
     )
     max_body: float = option(8.0, help="MiB that a request may have", above=0)
     request_timeout: float = option(600.0, help="seconds that a request may take, waiting included", above=0)
-    drain_timeout: int = option(120, help="seconds that requests in work have once the server is told to stop", minimum=0)
+    drain_timeout: int = option(600, help="seconds that requests in work have once the server is told to stop", minimum=0)
     log_requests: bool = option(False, help="write prompts and answers to the log")
     device: str = option("auto", help="torch device")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = option("auto", help="dtype of the weights in memory")
@@ -109,7 +109,7 @@ def run(config: ServeLocalConfig) -> Iterator[Event]:
                 worker.close()
                 thread.join()
     yield from _logged(log, 0)
-    interrupt.stop("stopped by a signal; every accepted request was answered")
+    interrupt.stop(f"stopped by a signal; requests in work were given {config.drain_timeout} s to be answered")
 
 
 def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log: "queue.SimpleQueue[Event]") -> "Worker":

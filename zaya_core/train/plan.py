@@ -159,6 +159,7 @@ def cure(config: ModelConfig, work: Work, room: float) -> str:
             knobs = f"--gradient-checkpointing full --batch-size 1 --context-parallel {context}"
             tries.append((knobs, replace(work, gradient_checkpointing="full", batch_size=1, context=context)))
     for knobs, tried in tries:
-        if memory_of(config, tried)["total_bytes"] <= room:
+        parts = memory_of(config, tried)
+        if max(parts["total_bytes"], parts["resume_bytes"]) <= room:
             return knobs
     return "more ranks"
