@@ -116,13 +116,14 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     """Load the model, warm it up, and let requests in."""
     from zaya_core.engine.batch import Engine
     from zaya_core.model.load import load_serving
-    from zaya_core.runtime import leave_a_core, pick_device, pick_dtype
+    from zaya_core.runtime import keep_few_programs, leave_a_core, pick_device, pick_dtype
     from zaya_core.server.answering import Service
     from zaya_core.server.served import describe
     from zaya_core.server.worker import Worker
 
     device = pick_device(config.device)
     leave_a_core()
+    keep_few_programs()
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
     model = load_serving(checkpoint, dtype=dtype, device=device)

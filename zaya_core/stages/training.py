@@ -244,9 +244,9 @@ def _new_state(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_r
     """The state before the first step; returns it."""
     import torch
 
-    from zaya_core.runtime import keep_freed_pages
+    from zaya_core.runtime import keep_few_programs, keep_freed_pages
     from zaya_core.train.lora import add_adapters
-    from zaya_core.train.memory import checkpoint_activations, keep_few_programs
+    from zaya_core.train.memory import checkpoint_activations
     from zaya_core.train.optim import RouterBalance, make_optimizer
     from zaya_core.train.probe import choose_attention
     from zaya_core.train.state import TrainState

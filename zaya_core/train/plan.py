@@ -11,7 +11,7 @@ from zaya_core.config import ModelConfig
 from zaya_core.ops.loss import CHUNK_ELEMENTS, MIN_CHUNK_ROWS
 
 PROGRAM_BYTES = 0.36e9  # python, torch and its libraries
-PRODUCT_BYTES = 0.14e9  # the bfloat16 products' programs and scratch (memory.py, KEPT_PROGRAMS)
+PRODUCT_BYTES = 0.14e9  # the bfloat16 products' programs and scratch (runtime.py, KEPT_PROGRAMS)
 RANKS_BYTES = 0.1e9  # torch.distributed, where there are several ranks
 ASSUMED_UTILISATION = 0.35  # of the peak FLOP/s; published figures for MoE models lie between .25 and .45
 STEP_OVERHEAD = 10 * 4  # bytes a slot and hidden unit of the backward's temporaries
