@@ -1,12 +1,9 @@
-"""Training rows for five tasks of reasoning-gym, every answer worked out, and rows that train copying.
-
-    python recipes/tasks.py OUT.jsonl ROWS [text]     `text`: prompt and answer as one, repeated words among them (to midtrain)
+"""Training rows for five tasks of reasoning-gym, every answer worked out: tasks.py OUT.jsonl ROWS
 
 The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer.
 """
 
 import json
-import random
 import re
 import sys
 from collections import deque
@@ -123,23 +120,11 @@ def rows(count: int) -> Iterator[dict[str, str]]:
             yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
 
 
-def repeats(count: int) -> Iterator[str]:
-    """Texts of random words, said again from a random place: what comes next can only be known by looking back."""
-    chance = random.Random("repeats")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    for _ in range(count):
-        words = ["".join(chance.choice(letters) for _ in range(chance.randint(1, 4))) for _ in range(chance.randint(8, 40))]
-        start = chance.randrange(len(words) // 2)
-        yield " ".join(words + words[start:] + words)
-
-
-def main(out: str, count: str, form: str = "rows") -> None:
-    """Write the rows; as texts, one in ten is a repeat."""
+def main(out: str, count: str) -> None:
+    """Write the rows."""
     with open(out, "w", encoding="utf-8") as file:
         for row in rows(int(count)):
-            file.write(json.dumps({"text": row["prompt"] + row["completion"]} if form == "text" else row) + "\n")
-        for text in repeats(int(count) // 9 if form == "text" else 0):
-            file.write(json.dumps({"text": text}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

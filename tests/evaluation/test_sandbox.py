@@ -116,18 +116,19 @@ def _descendants(pid):
     return sorted(found - {pid})
 
 
-def test_where_isolation_cannot_be_had_it_refuses(monkeypatch, tmp_path):
-    """As on a kernel without user namespaces: the program never runs."""
-    broken = tmp_path / "jail.py"
-    broken.write_text(sandbox.JAIL.read_text().replace("NEW_NAMESPACES = 0x10000000", "NEW_NAMESPACES = 0xFFFFFFFF"))
-    monkeypatch.setattr(sandbox, "JAIL", broken)
-    with pytest.raises(ConfigError, match=r"generated programs cannot be isolated on this machine: .*unshare"):
-        check_isolation(LIMITS)
-
-
-def test_isolation_with_a_hole_is_refused(monkeypatch, tmp_path):
-    leaky = tmp_path / "jail.py"
-    leaky.write_text(sandbox.JAIL.read_text().replace(" | 0x40000000 |", " |"))
-    monkeypatch.setattr(sandbox, "JAIL", leaky)
-    with pytest.raises(ConfigError, match=r"it sees network interfaces|it has a network"):
+@pytest.mark.parametrize(
+    ("text", "broken", "said"),
+    [
+        # As on a kernel without user namespaces: the program never runs.
+        ("NEW_NAMESPACES = 0x10000000", "NEW_NAMESPACES = 0xFFFFFFFF", r"cannot be isolated on this machine: .*unshare"),
+        (" | 0x40000000 |", " |", r"it sees network interfaces|it has a network"),
+    ],
+    ids=["no namespaces", "no network namespace"],
+)
+def test_a_jail_that_does_not_hold_is_refused(monkeypatch, tmp_path, text, broken, said):
+    source = sandbox.JAIL.read_text()
+    assert text in source
+    (tmp_path / "jail.py").write_text(source.replace(text, broken))
+    monkeypatch.setattr(sandbox, "JAIL", tmp_path / "jail.py")
+    with pytest.raises(ConfigError, match=said):
         check_isolation(LIMITS)

@@ -1,17 +1,14 @@
 """`zaya eval` on small random checkpoints: its tables, what it keeps, kills and reruns, and what it refuses."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+from functools import partial
 
 import pytest
 
 from tests.checkpoints import NUM_IDS, write_random
 from tests.models import TINY
+from tests.stages.test_output import kill_on_the_way
 from zaya_cli.app import main
 from zaya_core.config import Tidar
 from zaya_core.stages.evaluate import prompts_of
@@ -140,25 +137,13 @@ def test_kills_lose_nothing_and_repeat_nothing(command, tmp_path, capsys):
     """SIGKILL at two random moments; then everything but the speed equals a run that nothing disturbed."""
     whole, broken, chance = tmp_path / "whole", tmp_path / "broken", random.Random(4)
     assert main([*command, "--report", str(whole), "-q"]) == 0
-    killed = sum(_killed([*command, "--report", str(broken)], broken, chance) for _ in range(2))
+    killed = sum(kill_on_the_way([*command, "--report", str(broken)], partial(_num_bytes, broken), chance) for _ in range(2))
     assert killed > 0
     assert main([*command, "--report", str(broken), "-q"]) == 0
     capsys.readouterr()
     assert kept(broken) == kept(whole)
     assert judged(broken) == judged(whole)
     assert len(kept(broken)) == 2 * len(SAMPLERS)
-
-
-def _killed(command, report, chance):
-    process = subprocess.Popen([sys.executable, "-m", "zaya_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    size = _num_bytes(report)
-    while process.poll() is None and _num_bytes(report) == size:
-        time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.05))
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
 
 
 def _num_bytes(report):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,10 +126,10 @@ def start(command, **environment):
     return subprocess.Popen([sys.executable, "-m", "zaya_cli", *command, "-q"], env=environment, stderr=subprocess.PIPE)
 
 
-def kill_on_the_way(command, out, chance, **environment):
-    """Once a line more is there than before."""
-    process, before = start(command, **environment), num_bytes(out)
-    while num_bytes(out) <= before and process.poll() is None:
+def kill_on_the_way(command, size, chance, **environment):
+    """Once `size()` bytes are more than before."""
+    process, before = start(command, **environment), size()
+    while size() <= before and process.poll() is None:
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.05))
     if process.poll() is None:
@@ -144,7 +145,7 @@ def num_bytes(out):
 def test_kills_lose_nothing_and_repeat_nothing(model, prompts, wanted, tmp_path):
     out, chance = tmp_path / "y.jsonl", random.Random(1)
     command = arguments(model, prompts, out, "--batch-size", "1")
-    killed = [kill_on_the_way(command, out, chance) for _ in range(2)]
+    killed = [kill_on_the_way(command, partial(num_bytes, out), chance) for _ in range(2)]
     assert any(killed)
     assert num_bytes(out) > 0
     assert main([*command, "-q"]) == 0

@@ -93,11 +93,8 @@ class Run:
         return None if self.seen is None else self.seen.repeat(num_rows, 1)
 
     def allowed(self, ar_logits: Tensor) -> Tensor:
-        """The raw rows [R, V] that judge, with what the constraint forbids written out."""
-        return self.constrained(self.judged(ar_logits))
-
-    def constrained(self, rows: Tensor) -> Tensor:
-        """Rows [R, V] with what the constraint forbids after d_1..d_j written out."""
+        """The raw rows [R, V] that judge, with what the constraint forbids after d_1..d_j written out."""
+        rows = self.judged(ar_logits)
         if self.how.constraint is None:
             return rows
         ids = self.draft.token_ids[1:] if self.draft else []
