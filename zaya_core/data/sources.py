@@ -43,11 +43,12 @@ def read_rows(source: str) -> Iterator[Row]:
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """The texts of a source that holds nothing else."""
+    """The texts of a source that holds nothing else, or its prompts with their completions."""
     for place, row in read_rows(source):
-        if not isinstance(row.get("text"), str):
-            raise DataError(f'{place}: expected an object with a string "text"')
-        yield row["text"]
+        parts = [row.get(key) for key in (("text",) if "text" in row else ("prompt", "completion"))]
+        if not all(isinstance(part, str) for part in parts):
+            raise DataError(f'{place}: expected an object with a string "text", or with a "prompt" and a "completion"')
+        yield "".join(parts)
 
 
 def source_files(source: str) -> list[Path] | None:

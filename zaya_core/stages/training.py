@@ -244,7 +244,7 @@ def _new_state(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_r
     """The state before the first step; returns it."""
     import torch
 
-    from zaya_core.runtime import keep_few_programs, keep_freed_pages
+    from zaya_core.runtime import DTYPES, keep_few_programs, keep_freed_pages
     from zaya_core.train.lora import add_adapters
     from zaya_core.train.memory import checkpoint_activations
     from zaya_core.train.optim import RouterBalance, make_optimizer
@@ -259,7 +259,9 @@ def _new_state(config: TrainConfig, parent: "Checkpoint", ranks: "Ranks", lora_r
         add_adapters(model, rank=lora_rank)
     yield Note(choose_attention(model))
     checkpoint_activations(model, config.gradient_checkpointing)
-    optimizer = make_optimizer(model, kind=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(
+        model, kind=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, dtype=DTYPES[config.dtype]
+    )
     balance_lr = 0.0 if lora_rank else config.router_balance_lr  # adapters leave the router as it is
     return TrainState(model, optimizer, RouterBalance(model, lr=balance_lr), ranks)
 

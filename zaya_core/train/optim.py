@@ -16,11 +16,12 @@ class Muon(torch.optim.Optimizer):
 
     `torch.optim.Muon` takes single matrices only; ours takes stacks [E, rows, columns] too, each expert's matrix by itself.
     Of sharded parameters every rank forms the whole direction and keeps its part: `owners` maps a shard to its parameter.
+    Its products are in `dtype`: bfloat16 does for a direction (Jordan 2024), and halves the time of a small model's step.
     """
 
-    def __init__(self, owners: dict[Tensor, Tensor], *, lr: float, weight_decay: float) -> None:
+    def __init__(self, owners: dict[Tensor, Tensor], *, lr: float, weight_decay: float, dtype: torch.dtype) -> None:
         super().__init__(list(owners), {"lr": lr, "weight_decay": weight_decay})
-        self.owners = owners
+        self.owners, self.dtype = owners, dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
                 owner = self.owners[parameter]
                 ahead = joined(parameter.grad.add(momentum, alpha=0.95), owner)  # Nesterov's look ahead
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(cut(orthogonal(ahead), owner), alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5)
+                parameter.add_(cut(orthogonal(ahead.to(self.dtype)), owner), alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5)
 
 
 def orthogonal(matrix: Tensor, num_steps: int = 5) -> Tensor:
@@ -86,10 +87,12 @@ class Optimizers:
         return owner.state[shard]
 
 
-def make_optimizer(model: Zaya, *, kind: str, lr: float, weight_decay: float) -> Optimizers:
+def make_optimizer(
+    model: Zaya, *, kind: str, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
+) -> Optimizers:
     """`adamw`, or `muon` for the matrices and stacks of matrices and AdamW for the rest: embedding, head, convolutions, vectors.
 
-    Matrices decay, vectors (norms, scales, biases, temperatures) do not. Only parameters that require a gradient are taken.
+    `dtype` is that of Muon's products. Matrices decay, vectors (norms, scales, biases, temperatures) do not. Only parameters that require a gradient are taken.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     shards = {p: local_part(p) for p in trained.values()}
@@ -100,7 +103,7 @@ def make_optimizer(model: Zaya, *, kind: str, lr: float, weight_decay: float) ->
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
-    return Optimizers([adamw, *([Muon(by_muon, lr=lr, weight_decay=weight_decay)] if by_muon else [])], shards)
+    return Optimizers([adamw, *([Muon(by_muon, lr=lr, weight_decay=weight_decay, dtype=dtype)] if by_muon else [])], shards)
 
 
 def _is_for_muon(name: str, parameter: Tensor) -> bool:
