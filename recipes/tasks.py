@@ -49,10 +49,10 @@ def leg_counting(question: str, answer: str) -> str:
 
 
 def number_filtering(question: str, answer: str) -> str:
-    """Every number is looked at once."""
+    """The rule, then every number is looked at once."""
     relation, limit = re.search(r"(larger|smaller) than (-?[\d.]+)", question).groups()
-    lines = [f"The limit is {limit}."]
     wanted = "Keep" if question.startswith("Keep") else "Remove"
+    lines = [f"{wanted} what is {relation} than {limit}."]
     for number in re.findall(r"'(-?[\d.]+)'", question):
         holds = float(number) > float(limit) if relation == "larger" else float(number) < float(limit)
         kept = holds == (wanted == "Keep")
@@ -97,9 +97,15 @@ def _way(links: dict[str, list[tuple[str, str]]], start: str, end: str) -> list[
 
 
 def needle_haystack(question: str, answer: str) -> str:
-    """The statement that the question is about."""
-    asked = re.search(r"Who (.+?)\? Reply", question).group(1)
-    return f"The text says that {answer} {asked}."
+    """One statement after another, up to the one that the question is about."""
+    text, asked = re.fullmatch(r"(.+) *\nWho (.+)\? Reply.+", question, re.S).groups()
+    lines = []
+    for statement in re.findall(r"[^.]+\.", text):
+        found = statement.strip() == f"{answer} {asked}."
+        lines.append(f"{statement.strip()} {'Yes.' if found else 'No.'}")
+        if found:
+            break
+    return "\n".join(lines)
 
 
 WORKED: dict[str, Callable[[str, str], str]] = {

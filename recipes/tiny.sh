@@ -2,7 +2,7 @@
 # Makes the bundled checkpoint of the interpreter's standard library and of tasks that reasoning-gym and recipes/tasks.py write:
 # init -> midtrain ar -> convert -> midtrain tidar -> extend-context -> sft.
 # Usage: recipes/tiny.sh WORKDIR     about an hour and a half on 2 cores; rerun it after an interruption and it goes on.
-# The log and the figures of the committed one are in recipes/tiny.md.
+# The log and the figures of the committed one are in recipes/tiny.md. recipes/rerun.sh runs one stage of it again.
 set -euo pipefail
 work=${1:?usage: recipes/tiny.sh WORKDIR}
 mkdir -p "$work"
@@ -19,12 +19,15 @@ made code.jsonl python recipes/code.py
 [ -e "$work/words.jsonl" ] || head -n 12000 "$work/tasks.jsonl" >"$work/words.jsonl"
 train=(--optimizer muon --dtype bfloat16 --seq-len 512 --batch-size 8 --log-every 50 --save-every 100 --quiet)
 texts=(--data stdlib:0.3 --data "$work/tasks.jsonl:0.5" --data "$work/repeats.jsonl:0.15" --data "$work/near.jsonl:0.05")
-[ -d "$work/base" ] || zaya init mini "$work/base" --data stdlib --data "$work/words.jsonl"
-zaya midtrain "$work/base" "$work/ar" --objective ar "${texts[@]}" --max-steps 1500 --lr 1e-2 --warmup-ratio 0.08 --lr-scheduler constant "${train[@]}"
-[ -d "$work/tidar" ] || zaya convert "$work/ar" "$work/tidar" --block 16
-zaya midtrain "$work/tidar" "$work/mid" "${texts[@]}" --max-steps 400 --lr 7e-3 --lr-scheduler constant "${train[@]}"
+if [ ! -e "$work/mid/config.json" ]; then
+  [ -d "$work/base" ] || zaya init mini "$work/base" --data stdlib --data "$work/words.jsonl"
+  zaya midtrain "$work/base" "$work/ar" --objective ar "${texts[@]}" --max-steps 1000 --lr 1e-2 --warmup-ratio 0.12 --lr-scheduler constant "${train[@]}"
+  [ -d "$work/tidar" ] || zaya convert "$work/ar" "$work/tidar" --block 16
+  zaya midtrain "$work/tidar" "$work/mid" "${texts[@]}" --max-steps 200 --lr 7e-3 --lr-scheduler constant "${train[@]}"
+fi
 zaya extend-context "$work/mid" "$work/long" --data "$work/far.jsonl:0.5" --data stdlib:0.5 --context 8192 "${train[@]}" \
   --seq-len 2048 --batch-size 2 --stages 1024:0.5,2048:0.5 --max-steps 24 --lr 5e-3 --lr-scheduler constant
+[ "${LAST:-sft}" = sft ] || exit 0
 zaya sft "$work/long" "$work/tiny" --data "$work/tasks.jsonl:0.8" --data "$work/code.jsonl:0.2" \
-  --max-steps 1200 --lr 5e-3 --lr-scheduler wsd --min-lr-ratio 0.02 --eval-rows 16 "${train[@]}"
+  --max-steps 1550 --lr 5e-3 --lr-scheduler wsd --min-lr-ratio 0.02 --eval-rows 16 "${train[@]}"
 echo "done: $work/tiny (copy its files, without checkpoints/, run.json and metrics.jsonl, to zaya_core/assets/tiny)"

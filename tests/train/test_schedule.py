@@ -65,6 +65,17 @@ def test_orthogonal_is_about_the_polar_factor(shape):
     assert bool((agreement > 0.6).all())
 
 
+def test_muons_direction_in_bfloat16_is_that_of_float32_to_its_rounding():
+    matrix = torch.randn(8, 64, 48, generator=torch.Generator().manual_seed(0))
+    exact = orthogonal(matrix.double())
+    assert float((orthogonal(matrix.bfloat16()).double() - exact).norm() / exact.norm()) < 0.05
+    model = random_model(TINY).requires_grad_(True)
+    optimizers = make_optimizer(model, kind="muon", lr=1e-3, weight_decay=0.0, dtype=torch.bfloat16)
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizers.step()
+    assert all(p.dtype == torch.float32 and bool(p.isfinite().all()) for p in model.parameters())
+
+
 def test_muon_takes_matrices_and_stacks_and_leaves_the_rest_to_adamw():
     model = random_model(TINY).requires_grad_(True)
     optimizers = make_optimizer(model, kind="muon", lr=1e-3, weight_decay=0.0)
