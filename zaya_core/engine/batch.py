@@ -34,7 +34,7 @@ class Network(Protocol):
     device: torch.device
 
     def __call__(self, token_ids: Tensor, layout: Layout, past: Pool, routing: list[Tensor] | None) -> Tensor:
-        """Token ids [1, T] -> hidden [1, T, D]."""
+        """Token ids [1, T], on the host, -> hidden [1, T, D], which may hold until the next forward only."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Engine:
             token_ids += share.token_ids + [mask_id] * (len(share.levels) * share.block_length)
             steps.append((turn.run.row, template(len(share.token_ids), share.levels, share.block_length)))
         layout = self.pool.layout(steps)
-        return self.model(torch.tensor([token_ids], device=self.model.device), layout, self.pool, routing)[0]
+        return self.model(torch.tensor([token_ids]), layout, self.pool, routing)[0]
 
     def _decide(self, turns: list[Turn], hidden: Tensor) -> None:
         """Verify drafts and draw first tokens; a turn in the middle of its prompt only becomes history."""

@@ -50,7 +50,7 @@ class Scoring:
         while row.length < len(self.prompt_ids):
             ids = self.prompt_ids[row.length : row.length + CHUNK]
             following = self.prompt_ids[row.length + 1 : row.length + 1 + len(ids)]
-            hidden = model(torch.tensor([ids], device=model.device), pool.layout([(row, template(len(ids)))]), pool, None)[0]
+            hidden = model(torch.tensor([ids]), pool.layout([(row, template(len(ids)))]), pool, None)[0]
             pool.commit([len(ids)])
             for begin in range(0, len(following), ROWS):
                 part = following[begin : begin + ROWS]
