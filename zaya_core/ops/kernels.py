@@ -30,9 +30,9 @@ def attend_spans(spans: Spans, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     pad = max(16, triton.next_power_of_2(width))
     _attend[(spans.tiles.shape[0], groups, splits)](
         q, k, v, spans.position, spans.start, spans.block, spans.rows, spans.tiles, partial, weight,
-        slots, k.shape[1], spans.window or 0, width**-0.5,
+        slots, k.shape[1], spans.window or 0, width**-0.5, splits,
         PER_GROUP=per_group, WIDTH=width, PAD=pad, TILE=spans.tile, QUERIES=max(16, triton.next_power_of_2(per_group * spans.tile)),
-        KEYS=KEYS, SPLITS=splits, WINDOWED=spans.window is not None,
+        KEYS=KEYS, WINDOWED=spans.window is not None,
         num_warps=4, num_stages=2,
     )  # fmt: skip
     out = torch.empty(slots, heads, width, dtype=v.dtype, device=q.device)
@@ -48,9 +48,9 @@ def _splits(programs: int, device: torch.device) -> int:
 
 @triton.jit
 def _attend(
-    q, k, v, position, start, block, rows, tiles, partial, weight, slots, pool_slots, window, scale,
+    q, k, v, position, start, block, rows, tiles, partial, weight, slots, pool_slots, window, scale, splits,
     PER_GROUP: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, TILE: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOWED: tl.constexpr,
+    KEYS: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
     """One tile of a row's slots, one group of heads and one split of the keys: a softmax of its own, and its log-sum-exp."""
     group, split = tl.program_id(1), tl.program_id(2)
@@ -79,7 +79,7 @@ def _attend(
         oldest = 0
         if WINDOWED:
             oldest = tl.maximum(0, length - window + 1)
-        share = tl.cdiv(tl.cdiv(end - oldest, KEYS), SPLITS) * KEYS
+        share = tl.cdiv(tl.cdiv(end - oldest, KEYS), splits) * KEYS
         low = oldest + split * share
         high = tl.minimum(low + share, end)
         top = tl.full([QUERIES], HIDDEN, tl.float32)
