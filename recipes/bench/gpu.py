@@ -155,7 +155,7 @@ def check_kernels(bench: Bench) -> None:
     for length, step in zip(lengths, steps, strict=True):
         rows.append((begin, length, first, step.position.shape[1]))
         first, begin = first + rows[-1][3], begin + length + rows[-1][3] + 3
-    for tile, window, width in ((16, None, 64), (16, 64, 128), (1, None, 128), (16, None, 16)):
+    for tile, window, width in ((16, None, 64), (16, 64, 128), (1, None, 64)):
         tiles = [(number, slot) for number, row in enumerate(rows) for slot in range(0, row[3], tile)]
         numbers = (layout.position[0], layout.start[0], layout.block[0], torch.tensor(rows), torch.tensor(tiles))
         here, there = (Spans(*(part.to(device) for part in numbers), tile, window) for device in (CPU, GPU))
@@ -374,7 +374,7 @@ def show_profile(bench: Bench) -> None:
     for shape in (Shape(1, 256, 0), Shape(1, 4096, PROPOSALS), Shape(32, 256, PROPOSALS)):
         rig = Rig(Eager(bench.model), shape, BLOCK)
         rig.step()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        with profile(activities=[ProfilerActivity.CUDA if GPU.type == "cuda" else ProfilerActivity.CPU]) as profiled:
             rig.step()
             torch.cuda.synchronize()
         events = sorted(profiled.key_averages(), key=lambda event: -event.device_time_total)

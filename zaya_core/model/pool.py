@@ -206,7 +206,8 @@ class Pool:
             for at in range(length // MARK * MARK + MARK, length + count + 1, MARK) if self._marks else ():
                 part.row.marks[at] = self.joined[:, torch.tensor(steps[at - length : at - length + HISTORY])]
             part.row.length += count
-        self.tails[:, self._at] = self.joined[:, torch.tensor(taken)]
+        taken_at, at = torch.stack([torch.tensor(taken), self._at]).to(self.device, non_blocking=True)
+        self.tails.index_copy_(1, at, self.joined.index_select(1, taken_at))
 
     def fill(self) -> None:
         """Random keys and values everywhere, to time with: what an allocation happens to hold may be slow, or not a number."""

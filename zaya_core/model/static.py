@@ -168,7 +168,7 @@ class Program:
 
     def __call__(self, model: StaticModel, pool: StaticPool, numbers: Tensor) -> None:
         """The model and the pool are those of the first time."""
-        self.numbers.copy_(numbers)
+        self.numbers.copy_(numbers, non_blocking=True)
         # The first run was the warm-up: kernels are compiled and libraries have their workspaces.
         if self.graph is None and self.has_run and model.captures:
             self.graph = torch.cuda.CUDAGraph()

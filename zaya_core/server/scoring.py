@@ -80,7 +80,7 @@ def first_token(row: Tensor, writing: Writing, forbidden: Tensor) -> Committed:
         seen = torch.zeros_like(row, dtype=torch.bool)
         seen[0, request.prompt_ids] = True
     law = how.sampler.law(row, forbidden, seen)
-    (token_id,) = request.chance.draw(law)
+    token_id = int(request.chance.draw(law))
     log_p = log_probabilities(row, forbidden)[0]
     values, ids = log_p.topk(how.num_top_logprobs)
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
