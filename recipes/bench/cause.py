@@ -50,10 +50,10 @@ class WatchedChance(SeededChance):
         self.events: list[Event] = []
         self._numbers: list[float] = []
 
-    def draw(self, laws: Tensor) -> list[int]:
+    def draw(self, laws: Tensor) -> Tensor:
         """One id from each law of [R, V]."""
         ids = super().draw(laws)
-        self.events += [Event(*each) for each in zip(ids, self._numbers[: len(ids)], laws, strict=True)]
+        self.events += [Event(*each) for each in zip(ids.tolist(), self._numbers[: len(ids)], laws, strict=True)]
         return ids
 
     def accept(self, probability: float) -> bool:

@@ -18,14 +18,16 @@ from zaya_core.engine.request import Decoding, Request
 from zaya_core.errors import ConfigError
 from zaya_core.layout import causal
 from zaya_core.model.serving import ServingModel
+from zaya_core.model.static import StaticModel
 from zaya_core.ops.sampling import Sampler
 
 BLOCK = 5
 
 
-@pytest.fixture(scope="module", params=[TINY, SLIDING], ids=["plain", "sliding"])
+@pytest.fixture(scope="module", params=[(TINY, ServingModel), (SLIDING, ServingModel), (SLIDING, StaticModel)])
 def network(request):
-    return ServingModel(random_model(request.param.with_changes(tidar=Tidar(BLOCK, 4)), dtype=torch.float64))
+    config, form = request.param
+    return form(random_model(config.with_changes(tidar=Tidar(BLOCK, 4)), dtype=torch.float64))
 
 
 def mixed_requests(config, count: int, seed: int = 0) -> list[Request]:

@@ -178,10 +178,11 @@ def test_best_levels_are_the_best_of_all_subsets():
 
 
 def test_acceptance_odds_sum_to_one():
-    from zaya_core.engine.draft import Draft
+    from zaya_core.engine.draft import Draft, trust_of
 
     logits = torch.randn(3, 7, dtype=torch.float64)
-    odds = acceptance_odds(Draft([1, 2, 3, 4], logits.softmax(-1), logits))
+    trust = tuple(trust_of(torch.tensor([2, 3, 4]), logits).tolist())
+    odds = acceptance_odds(Draft([1, 2, 3, 4], logits.softmax(-1), logits, trust))
     assert len(odds) == 4
     assert sum(odds) == pytest.approx(1)
     assert odds[0] == pytest.approx(1 - float(logits.softmax(-1)[0, 2]))

@@ -29,7 +29,7 @@ class Walk:
         self.path, self.weight, self.branches = path, 1.0, []
 
     def draw(self, laws):
-        return [self._choose([float(p) for p in law]) for law in laws]
+        return torch.tensor([self._choose([float(p) for p in law]) for law in laws], dtype=torch.int64)
 
     def accept(self, probability):
         return self._choose([probability, 1 - probability]) == 0

@@ -1,6 +1,6 @@
 """A step's branches are separate sequences; a training row's blocks are the step's; any accepted prefix leaves the right history.
 
-All of it for the plain network and for its form for serving, over one pool.
+All of it for the plain network and for its two forms for serving, over one pool.
 """
 
 import pytest
@@ -12,6 +12,7 @@ from zaya_core.config import Tidar
 from zaya_core.layout import causal, packed, template, training_row
 from zaya_core.model import Zaya
 from zaya_core.model.serving import ServingModel
+from zaya_core.model.static import StaticModel
 from zaya_core.ops.attention import sights
 
 MASK, BLOCK = 4, 4
@@ -35,9 +36,9 @@ def model(config) -> Zaya:
     return random_model(config, dtype=torch.float64)
 
 
-@pytest.fixture(params=["as it is", "for serving"])
+@pytest.fixture(params=["as it is", ServingModel, StaticModel])
 def network(request, model, config):
-    return model if request.param == "as it is" else ServingModel(random_model(config, dtype=torch.float64))
+    return model if request.param == "as it is" else request.param(random_model(config, dtype=torch.float64))
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> bool:

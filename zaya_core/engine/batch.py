@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zaya_core.config import ModelConfig
 from zaya_core.engine.prefix import Prefixes
+from zaya_core.engine.reading import on_device, read_together
 from zaya_core.engine.request import Committed, Final, Request
 from zaya_core.engine.run import Run, Share
 from zaya_core.errors import ConfigError
@@ -34,7 +35,7 @@ class Network(Protocol):
     device: torch.device
 
     def __call__(self, token_ids: Tensor, layout: Layout, past: Pool, routing: list[Tensor] | None) -> Tensor:
-        """Token ids [1, T] -> hidden [1, T, D]."""
+        """Token ids [1, T], on the host, -> hidden [1, T, D], which may hold until the next forward only."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class Engine:
             token_ids += share.token_ids + [mask_id] * (len(share.levels) * share.block_length)
             steps.append((turn.run.row, template(len(share.token_ids), share.levels, share.block_length)))
         layout = self.pool.layout(steps)
-        return self.model(torch.tensor([token_ids], device=self.model.device), layout, self.pool, routing)[0]
+        return self.model(torch.tensor([token_ids]), layout, self.pool, routing)[0]
 
     def _decide(self, turns: list[Turn], hidden: Tensor) -> None:
         """Verify drafts and draw first tokens; a turn in the middle of its prompt only becomes history."""
@@ -185,10 +186,14 @@ class Engine:
             some, logits, rows = ([given[place] for place in sound] for given in (asked, parts, allowed))
             seen = [turn.run.seen_by_rows(len(part)) for turn, part in zip(some, rows, strict=True)]
             laws = _laws([turn.run.how.sampler for turn in some], [turn.run.forbidden for turn in some], rows, seen)
-            for turn, part, law in zip(some, logits, laws, strict=True):
+            for turn in some:
                 turn.drafted = tuple(turn.run.draft.token_ids) if turn.run.draft else ()
-                decided = turn.attempt(partial(turn.run.decide, turn.share, part, law))
-                turn.accepted, turn.finals = decided or (turn.accepted, [])
+            readings = [turn.run.decide(turn.share, part, law) for turn, part, law in zip(some, logits, laws, strict=True)]
+            for turn, decided in zip(some, read_together(readings), strict=True):
+                if isinstance(decided, Exception):
+                    turn.error = decided
+                else:
+                    turn.accepted, turn.finals = decided
 
     def _propose(self, turns: list[Turn], hidden: Tensor) -> None:
         """Draw the next drafts of those that go on."""
@@ -197,8 +202,9 @@ class Engine:
         for some, logits in self._logits(going, places, hidden):
             seen = [turn.run.seen_by_drafts(len(part)) for turn, part in zip(some, logits, strict=True)]
             laws = _laws([turn.run.draft_sampler for turn in some], [turn.run.forbidden for turn in some], logits, seen)
-            for turn, part, law in zip(some, logits, laws, strict=True):
-                turn.attempt(partial(turn.run.propose, part, law))
+            readings = [turn.run.propose(part, law) for turn, part, law in zip(some, logits, laws, strict=True)]
+            for turn, done in zip(some, read_together(readings), strict=True):
+                turn.error = done if isinstance(done, Exception) else turn.error
 
     def _logits(self, turns: list[Turn], places: list[range], hidden: Tensor) -> Iterator[tuple[list[Turn], list[Tensor]]]:
         """The head's rows of each turn's places, for as many turns at a time as `LOGITS_AT_ONCE` allows."""
@@ -209,8 +215,11 @@ class Engine:
             while end < len(turns) and count + len(places[end]) <= most:
                 count += len(places[end])
                 end += 1
-            index = torch.tensor([slot for place in places[begin:end] for slot in place], device=hidden.device, dtype=torch.int64)
-            yield turns[begin:end], list(self.model.logits(hidden[index]).split([len(place) for place in places[begin:end]]))
+            index = on_device([slot for place in places[begin:end] for slot in place], hidden.device)
+            yield (
+                turns[begin:end],
+                list(self.model.logits(hidden.index_select(0, index)).split([len(place) for place in places[begin:end]])),
+            )
             begin = end
 
     def _forbidden(self, ids: tuple[int, ...]) -> Tensor:

@@ -14,8 +14,8 @@ from zaya_core.ops.sampling import draw
 class Chance(Protocol):
     """What decoding asks of chance."""
 
-    def draw(self, laws: Tensor) -> list[int]:
-        """One id from each law of [R, V]."""
+    def draw(self, laws: Tensor) -> Tensor:
+        """One id from each law of [R, V]: [R] int64, where the laws are."""
         ...
 
     def accept(self, probability: float) -> bool:
@@ -29,11 +29,9 @@ class SeededChance:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
-    def draw(self, laws: Tensor) -> list[int]:
-        """One id from each law of [R, V]."""
-        if laws.shape[0] == 0:
-            return []
-        return draw(laws, self._uniform(laws.shape[0]).to(laws.device)).tolist()
+    def draw(self, laws: Tensor) -> Tensor:
+        """One id from each law of [R, V]: [R] int64, where the laws are."""
+        return draw(laws, self._uniform(laws.shape[0]).to(laws.device, non_blocking=True))
 
     def accept(self, probability: float) -> bool:
         """True with this probability."""

@@ -74,4 +74,4 @@ def _rows(model: Network, token_ids: list[int], *, last: int) -> torch.Tensor:
     """The AR logits [last, V] of the last tokens, from one causal forward."""
     pool = model.new_pool(len(token_ids), max_rows=1, marks=False)
     layout = pool.layout([(pool.open(len(token_ids)), template(len(token_ids), (), 0))])
-    return model.logits(model(torch.tensor([token_ids], device=model.device), layout, pool, None)[0, -last:])
+    return model.logits(model(torch.tensor([token_ids]), layout, pool, None)[0, -last:])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zaya_core.engine.chance import Chance
 from zaya_core.engine.levels import best_levels, draft_worth
+from zaya_core.engine.reading import Reading, on_device
 from zaya_core.errors import ConfigError, RunError
 
 
@@ -27,38 +28,41 @@ class Verifier:
 
 @dataclass(frozen=True)
 class Draft:
-    """d_1..d_n: the first is final; the others were drawn from `laws` [n - 1, V], the laws of raw `logits` [n - 1, V]."""
+    """d_1..d_n: the first is final; the others were drawn from `laws` [n - 1, V], the laws of raw `logits` [n - 1, V].
+
+    `trust` [n - 1] is the drafter's own probability of each, from its raw logits; empty where nobody asks.
+    """
 
     token_ids: list[int]
     laws: Tensor
     logits: Tensor
+    trust: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
-def walk(draft: Draft, laws: Tensor, chance: Chance) -> tuple[int, int]:
+def walk(draft: Draft, laws: Tensor, chance: Chance) -> Reading[tuple[int, Tensor]]:
     """Speculative acceptance of `draft` by the laws [n, V] that judge it; row j is the law of the token after d_j.
 
-    Accept d_{a+1} with probability min(1, P / Q); at the first rejection draw v from max(P - Q, 0), normalised; after the last
-    draft draw v from the last row. Returns how many draft tokens (d_1 included) are accepted, and v.
+    Accept d_{a+1} with probability min(1, P / Q); at the first rejection v comes from max(P - Q, 0), normalised; after the last
+    draft from the last row. Returns how many draft tokens (d_1 included) are accepted, and the law [1, V] of v.
     """
-    place = torch.arange(len(draft) - 1, device=laws.device)
-    ids = torch.tensor(draft.token_ids[1:], dtype=torch.int64, device=laws.device)
-    ratios = (laws[place, ids] / draft.laws[place, ids]).tolist()
+    ids = on_device(draft.token_ids[1:], laws.device)[:, None]
+    ratios = yield laws[: len(ids)].gather(1, ids) / draft.laws.gather(1, ids)
     if not all(ratio >= 0 for ratio in ratios):
         raise RunError("the model's logits are not numbers", hint="is the checkpoint whole, and are its weights finite?")
     for row, ratio in enumerate(ratios):
         if not chance.accept(min(1.0, ratio)):
-            return row + 1, chance.draw(residual(laws[row], draft.laws[row])[None])[0]
-    return len(draft), chance.draw(laws[-1:])[0]
+            return row + 1, residual(laws[row], draft.laws[row])[None]
+    return len(draft), laws[-1:]
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """max(P - Q, 0) normalised, [V]; P itself where rounding has left nothing."""
     rest = (p - q).clamp_min(0)
     total = rest.sum()
-    return rest / total if total > 0 else p
+    return torch.where(total > 0, rest / total, p)
 
 
 def serving_block(levels: tuple[int, ...], accepted: int) -> int | None:
@@ -80,6 +84,11 @@ class Proposals:
         if self.count is not None and self.count < 0:
             raise ConfigError(f"proposals is {self.count}, expected at least 0")
 
+    @property
+    def looks(self) -> bool:
+        """Does the choice depend on how likely the draft's tokens are?"""
+        return bool(self.count)
+
     def levels(self, draft: Draft, block_length: int) -> tuple[int, ...]:
         """Ascending levels within 1..n."""
         n = len(draft)
@@ -90,15 +99,16 @@ class Proposals:
         return best_levels(acceptance_odds(draft), self.count, draft_worth(block_length))
 
 
-def acceptance_odds(draft: Draft) -> list[float]:
-    """Estimated P(acceptance length = a) for a = 1..n: the drafter's own probability of a token as its chance to be accepted.
+def trust_of(ids: Tensor, logits: Tensor) -> Tensor:
+    """The drafter's probability of ids [R] by its raw logits [R, V]: at temperature 0 the law is a one-hot and says nothing."""
+    return (logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)).exp()
 
-    From the raw logits, because at temperature 0 the law is a one-hot and says nothing.
-    """
-    ids = torch.tensor(draft.token_ids[1:], dtype=torch.int64, device=draft.logits.device)
-    trust = (draft.logits.gather(-1, ids[:, None])[:, 0] - draft.logits.logsumexp(-1)).exp().tolist()
+
+def acceptance_odds(draft: Draft) -> list[float]:
+    """Estimated P(acceptance length = a) for a = 1..n: the drafter's own probability of a token as its chance to be accepted."""
+    assert len(draft.trust) == len(draft) - 1, draft.trust
     odds, alive = [], 1.0
-    for chance in trust:
+    for chance in draft.trust:
         odds.append(alive * (1 - chance))
         alive *= chance
     return [*odds, alive]

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zaya_core.engine.draft import Draft, serving_block, walk
+from zaya_core.engine.draft import Draft, serving_block, trust_of, walk
 from zaya_core.engine.prefix import common_length
+from zaya_core.engine.reading import Reading, on_device
 from zaya_core.engine.request import Committed, Final, Request
 from zaya_core.model.pool import MARK, Row
 from zaya_core.ops.sampling import NEVER, log_probabilities
@@ -100,22 +101,22 @@ class Run:
         ids = self.draft.token_ids[1:] if self.draft else []
         return torch.stack([self._allowed(row, [*self.new_ids, *ids[:place]]) for place, row in enumerate(rows)])
 
-    def decide(self, share: Share, ar_logits: Tensor, laws: Tensor) -> tuple[int, list[Final]]:
+    def decide(self, share: Share, ar_logits: Tensor, laws: Tensor) -> Reading[tuple[int, list[Final]]]:
         """How many clean tokens become history, and the new final tokens, from the AR rows and the laws [R, V] that judge.
 
         The finals are cut where the text ends.
         """
-        if self.draft is None:
-            accepted, drawn = len(share.token_ids), self.request.chance.draw(laws)
-        else:
-            accepted, newest = walk(self.draft, laws, self.request.chance)
-            drawn = [*self.draft.token_ids[1:accepted], newest]
-        drawn = self._cut(drawn)
-        rows, ids = torch.arange(len(drawn)), torch.tensor(drawn)
-        log_p = log_probabilities(ar_logits[: len(drawn)], self.forbidden)
-        sampled = laws[rows, ids].log().tolist()
-        top = self._top(log_p)
-        finals = [Final(*each) for each in zip(drawn, log_p[rows, ids].tolist(), sampled, top, strict=True)]
+        accepted, law, before = len(share.token_ids), laws, list[int]()
+        if self.draft is not None:
+            accepted, law = yield from walk(self.draft, laws, self.request.chance)
+            before = self.draft.token_ids[1:accepted]
+        # What the rows that led to accepted drafts and to v say of them.
+        ids = torch.cat([on_device(before, laws.device), self.request.chance.draw(law)])[:, None]
+        log_p, sampled = log_probabilities(ar_logits[: len(ids)], self.forbidden), laws[: len(ids)].gather(1, ids).log()
+        numbers = yield torch.cat([ids[-1:].double(), log_p.gather(1, ids).double(), sampled.double()])
+        drawn = self._cut([*before, int(numbers[0])])
+        told = zip(numbers[1 : 1 + len(ids)], numbers[1 + len(ids) :], self._top(log_p), strict=True)
+        finals = [Final(token_id, *each) for token_id, each in zip(drawn, told, strict=False)]
         self.new_ids += drawn
         if self.seen is not None:
             self.seen[drawn] = True
@@ -141,13 +142,23 @@ class Run:
         begin = len(share.token_ids) + index * share.block_length + skipped
         return slice(begin, begin + max(0, min(share.block_length - skipped, limit - 1)))
 
-    def propose(self, logits: Tensor, laws: Tensor) -> None:
+    def propose(self, logits: Tensor, laws: Tensor) -> Reading[None]:
         """Draw the next draft from mask rows [R, V] and their laws."""
         newest = self.new_ids[-1]
-        if self.how.constraint is None:
-            self.draft = Draft([newest, *self.request.chance.draw(laws)], laws, logits)
+        if not len(logits):
+            self.draft = Draft([newest], laws, logits)
+        elif self.how.constraint is None:
+            ids = self.request.chance.draw(laws)
+            self.draft = yield from self._drafted(newest, ids, laws, logits)
         else:
-            self.draft = self._constrained_draft(newest, logits)
+            ids, laws = self._constrained(newest, logits)
+            self.draft = yield from self._drafted(newest, ids, laws, logits[: len(ids)])
+
+    def _drafted(self, newest: int, ids: Tensor, laws: Tensor, logits: Tensor) -> Reading[Draft]:
+        """A draft of `newest` and ids [R] on the device."""
+        parts = [ids.double(), trust_of(ids, logits).double()] if self.how.proposals.looks else [ids]
+        numbers = yield torch.cat(parts)
+        return Draft([newest, *map(int, numbers[: len(ids)])], laws, logits, tuple(numbers[len(ids) :]))
 
     def keep_experts(self, choices: Tensor) -> None:
         """Of tokens that became history [tokens, L]."""
@@ -184,8 +195,8 @@ class Run:
         allowed = self.how.constraint.allowed(new_ids)
         return row if allowed is None else row.masked_fill(~allowed.to(row.device), NEVER)
 
-    def _constrained_draft(self, newest: int, logits: Tensor) -> Draft:
-        """One token after another, because what may come depends on what came; ends where the text would."""
+    def _constrained(self, newest: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [R] and their laws [R, V], in turn, because what may come depends on what came; ends where the text would."""
         ids, laws = [newest], []
         for row in logits:
             if ids[-1] in self.how.end_ids:
@@ -194,5 +205,5 @@ class Run:
             if not bool((masked.index_fill(-1, self.forbidden, NEVER) > NEVER).any()):
                 break
             laws.append(self.draft_sampler.law(masked, self.forbidden, self.seen_by_drafts(1)))
-            ids += self.request.chance.draw(laws[-1])
-        return Draft(ids, torch.cat(laws) if laws else logits[:0], logits[: len(laws)])
+            ids += self.request.chance.draw(laws[-1]).tolist()
+        return on_device(ids[1:], logits.device), torch.cat(laws) if laws else logits[:0]

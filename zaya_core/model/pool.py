@@ -15,7 +15,6 @@ from zaya_core.config import ModelConfig
 from zaya_core.errors import ConfigError
 from zaya_core.layout import CLEAN, FAR, HISTORY, Keys, Layout, side_by_side
 from zaya_core.ops.attention import View
-from zaya_core.ops.flex import flex_view
 from zaya_core.ops.looks import Look, Looks, looks_of
 from zaya_core.ops.norm import widened
 
@@ -84,8 +83,8 @@ class Pool:
         # Zeros, which the kernel gives when they are touched: a hidden key still enters a product, and 0 * nan is nan.
         self._stored = torch.zeros(len(empty), 2 * groups, num_slots, width, dtype=empty.dtype, device=self.device)
         self._empty = empty.to(widened(empty.dtype))
-        self._tails = self._empty[:, None].repeat(1, max_rows * HISTORY, 1)
-        self._joined = self._tails
+        self.tails = self._empty[:, None].repeat(1, max_rows * HISTORY, 1)
+        self.joined = self.tails
         self._rows: list[Row] = []
         self._at = torch.arange(0)
         self.parts: list[Part] = []
@@ -121,7 +120,7 @@ class Pool:
         number = min(set(range(self.max_rows)) - {row.number for row in self._rows})
         row = Row(number, begin, capacity)
         self._rows.append(row)
-        self._tails[:, self._tail(row)] = self._empty[:, None]
+        self.tails[:, self._tail(row)] = self._empty[:, None]
         return row
 
     def close(self, row: Row) -> None:
@@ -136,11 +135,17 @@ class Pool:
         """Begin an empty row with the first `length` tokens of another, one of its marks: K, V and tails are copied."""
         begin = slice(row.begin, row.begin + length)
         self._stored[:, :, begin] = self._stored[:, :, source.begin : source.begin + length]
-        self._tails[:, self._tail(row)] = source.marks[length]
+        self.tails[:, self._tail(row)] = source.marks[length]
         row.length, row.marks = length, {at: tails for at, tails in source.marks.items() if at <= length}
 
     def layout(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
         """The slots of one forward [1, T]: each row's step after its history, end to end. Makes `layers` ready for it."""
+        layout = self._placed(steps)
+        self._make_layers(self.num_past + layout.position.shape[1])
+        return layout.to(self.device)
+
+    def _placed(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
+        """Takes the steps in as `parts`; their layout on the host."""
         self.parts, done = [], 0
         for row, step in steps:
             count, begin = step.position.shape[1], row.begin + row.length
@@ -149,20 +154,19 @@ class Pool:
             self.parts.append(Part(row, step, slice(done, done + count), slice(begin, begin + count)))
             done += count
         self._at = torch.tensor([at for row, _ in steps for at in range(*self._tail(row).indices(self.max_rows * HISTORY))])
-        self._make_layers(self.num_past + done)
-        return side_by_side([step for _, step in steps], [row.length for row, _ in steps]).to(self.device)
+        return side_by_side([step for _, step in steps], [row.length for row, _ in steps])
 
     def _make_layers(self, end: int) -> None:
         """All views that a forward needs: made here in one go, they cost a fraction of what they cost layer by layer."""
         groups, num_past = self.config.num_key_value_heads, self.num_past
-        if self._joined.shape[1] < end or self._joined is self._tails:
-            self._joined = self._tails.new_empty(self._tails.shape[0], end, self._tails.shape[2])
-        self._joined[:, :num_past] = self._tails[:, self._at]
+        if self.joined.shape[1] < end or self.joined is self.tails:
+            self.joined = self.tails.new_empty(self.tails.shape[0], end, self.tails.shape[2])
+        self.joined[:, :num_past] = self.tails[:, self._at]
         keys, values = self._stored[:, None, :groups], self._stored[:, None, groups:]
         into = [zip(keys[:, 0, :, p.staged].unbind(), values[:, 0, :, p.staged].unbind(), strict=True) for p in self.parts]
         each = (
-            self._joined[:, :end].unbind(),
-            self._joined[:, num_past:end].unbind(),
+            self.joined[:, :end].unbind(),
+            self.joined[:, num_past:end].unbind(),
             zip(*into, strict=True),
             zip(keys.unbind(), values.unbind(), strict=True),
         )
@@ -170,8 +174,6 @@ class Pool:
 
     def view(self, layout: Layout, window: int | None) -> View:
         """Who sees whom in this forward."""
-        if self.device.type == "cuda":
-            return flex_view(layout, self.keys(layout), window)
         return Looks([look for part in self.parts for look in self._looks(part, window)])
 
     def _looks(self, part: Part, window: int | None) -> list[Look]:
@@ -202,9 +204,14 @@ class Pool:
             taken += steps[-HISTORY:]
             length = part.row.length
             for at in range(length // MARK * MARK + MARK, length + count + 1, MARK) if self._marks else ():
-                part.row.marks[at] = self._joined[:, torch.tensor(steps[at - length : at - length + HISTORY])]
+                part.row.marks[at] = self.joined[:, torch.tensor(steps[at - length : at - length + HISTORY])]
             part.row.length += count
-        self._tails[:, self._at] = self._joined[:, torch.tensor(taken)]
+        taken_at, at = torch.stack([torch.tensor(taken), self._at]).to(self.device, non_blocking=True)
+        self.tails.index_copy_(1, at, self.joined.index_select(1, taken_at))
+
+    def fill(self) -> None:
+        """Random keys and values everywhere, to time with: what an allocation happens to hold may be slow, or not a number."""
+        self._stored.normal_()
 
     def _tail(self, row: Row) -> slice:
         return slice(row.number * HISTORY, (row.number + 1) * HISTORY)

@@ -4,7 +4,9 @@ Weights are merged and packed once: the projections of q, k and both halves of v
 of three taps, rotary pairs side by side so that a rotation is one complex product. It has no gradients and one row of slots.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,9 @@ from zaya_core.config import ModelConfig
 from zaya_core.layout import HISTORY, Layout
 from zaya_core.model.decoder import DecoderLayer, Zaya
 from zaya_core.model.layers import ResidualScale, RmsNorm
-from zaya_core.model.moe import Router
+from zaya_core.model.moe import Experts, Router
 from zaya_core.model.pool import LayerPool, Pool, empty_step
 from zaya_core.ops.attention import View
-from zaya_core.ops.experts import apply_experts
 from zaya_core.ops.norm import widened
 from zaya_core.ops.products import apply_prepared_experts, prepared
 from zaya_core.ops.rope import rotary_angles
@@ -33,6 +34,7 @@ class Step:
     taps: Tensor | None
     turns: dict[str, Tensor]  # complex [T, N / 2] by kind of layer
     views: dict[str, View]
+    is_idle: Tensor | None = None  # [T] bool: slots that hold nothing, and read no expert
 
 
 class ServingModel:
@@ -54,12 +56,17 @@ class ServingModel:
     @torch.inference_mode()
     def __call__(self, token_ids: Tensor, layout: Layout, pool: Pool, routing: list[Tensor] | None = None) -> Tensor:
         """Keys and tails are staged in `pool` until its `commit`; `routing` collects each layer's expert choice [1, T]."""
-        stream = (F.embedding(token_ids[0], self.embedding) + self.input_bias) * self.input_scale
-        stream = stream.to(widened(stream.dtype))
-        step, carried = self._step(layout, pool), None
-        for layer, past in zip(self.layers, pool.layers, strict=True):
-            stream, carried = layer(stream, carried, step, past, routing)
-        return self.norm(stream).to(self.dtype)[None]
+        views = {kind: pool.view(layout, self.config.window(kind)) for kind in set(self.config.layer_types)}
+        taps = None if pool.is_chain else taps_of(layout.prev[0], pool.num_past)
+        return self.run(token_ids[0].to(self.device), Step(taps, self.turns(layout.position), views), pool.layers, routing)[None]
+
+    def run(self, token_ids: Tensor, step: Step, past: Sequence[LayerPool], routing: list[Tensor] | None) -> Tensor:
+        """Token ids [T] through all layers -> hidden [T, D]."""
+        stream = (F.embedding(token_ids, self.embedding) + self.input_bias) * self.input_scale
+        stream, carried = stream.to(widened(stream.dtype)), None
+        for layer, layer_past in zip(self.layers, past, strict=True):
+            stream, carried = layer(stream, carried, step, layer_past, routing)
+        return self.norm(stream).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], float32 or wider."""
@@ -72,14 +79,14 @@ class ServingModel:
             self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows, marks=marks
         )
 
-    def _step(self, layout: Layout, pool: Pool) -> Step:
-        turns, views = {}, {}
+    def turns(self, position: Tensor) -> dict[str, Tensor]:
+        """What rotates the pairs of a head at each position [1, T], by kind of layer: complex [T, N / 2]."""
+        turns = {}
         for kind in set(self.config.layer_types):
-            cos, sin = rotary_angles(layout.position, self.config.head_dim, self.config.rope_parameters[kind], self.dtype)
+            cos, sin = rotary_angles(position, self.config.head_dim, self.config.rope_parameters[kind], self.dtype)
             turn = torch.complex(cos[0].to(widened(cos.dtype)), sin[0].to(widened(sin.dtype)))
             turns[kind] = F.pad(turn[:, 0], (0, self.config.head_dim // 2 - turn.shape[-1]), value=1.0)
-            views[kind] = pool.view(layout, self.config.window(kind))
-        return Step(None if pool.is_chain else _taps(layout.prev[0], pool.num_past), turns, views)
+        return turns
 
 
 class Norm:
@@ -119,11 +126,7 @@ class ServingLayer:
         self.mlp_merge = Merge(layer.post_mlp_residual_scale)
         self.attention = ServingAttention(config, layer, kind, packs=packs)
         self.router = ServingRouter(layer.mlp.gate, packs=packs)
-        experts = layer.mlp.experts
-        self.stacked = (experts.gate_up_proj, experts.down_proj) if experts.gate_up_proj.is_cuda else None
-        if self.stacked is None:
-            self.gate_up = [prepared(weight, packs=packs) for weight in experts.gate_up_proj]
-            self.down = [prepared(weight, packs=packs) for weight in experts.down_proj]
+        self.experts = _experts(layer.mlp.experts, packs=packs)
 
     def __call__(
         self, stream: Tensor, carried: Tensor | None, step: Step, past: LayerPool, routing: list[Tensor] | None
@@ -133,12 +136,11 @@ class ServingLayer:
         stream = self.attention_merge(self.attention(u, step, self.kind, past), stream)
         u = self.post_norm(stream).to(self.attention.dtype)
         choice, probability, carried = self.router(u, carried)
+        if step.is_idle is not None:
+            choice = choice.masked_fill(step.is_idle, self.num_experts)
         if routing is not None:
             routing.append(choice[None])
-        if self.stacked is None:
-            y = apply_prepared_experts(u, choice, self.gate_up, self.down)
-        else:
-            y = apply_experts(u, choice, *self.stacked)
+        y = self.experts(u, choice)
         if self.skips_through:
             y = torch.where((choice == self.num_experts)[:, None], u, y)
         return self.mlp_merge(y * probability, stream), carried
@@ -213,7 +215,17 @@ class ServingRouter:
         return choice, probabilities.gather(-1, choice[:, None]), state
 
 
-def _taps(prev: Tensor, num_past: int) -> Tensor:
+def _experts(experts: Experts, *, packs: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """`(x [T, D], choice [T]) -> [T, D]`, as `apply_experts`: on a GPU without a look at how many chose whom."""
+    if experts.gate_up_proj.is_cuda:
+        from zaya_core.ops.kernels import apply_experts_static  # Triton comes with torch's builds for GPUs alone
+
+        return partial(apply_experts_static, gate_up=experts.gate_up_proj, down=experts.down_proj)
+    gate_up, down = ([prepared(weight, packs=packs) for weight in part] for part in (experts.gate_up_proj, experts.down_proj))
+    return partial(apply_prepared_experts, gate_up=gate_up, down=down)
+
+
+def taps_of(prev: Tensor, num_past: int) -> Tensor:
     """Where in [history | slots] the slots are that stand two, one and no steps back [T * 3]."""
     older = torch.where(prev >= num_past, prev[(prev - num_past).clamp_min(0)], prev - 1)
     slot = torch.arange(prev.numel(), device=prev.device) + num_past

@@ -21,7 +21,7 @@ from zaya_core.profile.forward import Step, ar_step, tidar_step
 from zaya_core.profile.machine import timed
 from zaya_core.profile.routing import Seen
 
-WARM_UP = 1  # rounds, of each pass
+WARM_UP = 2  # rounds, of each pass: on a GPU the second captures
 PASSES = 3
 ENOUGH = 5  # rounds of a pass that agree
 STEADY = 1.1  # times the fastest: what agrees
@@ -47,7 +47,7 @@ class Rig:
         slots = self.template.position.shape[1]
         self.pool = model.new_pool(shape.batch * (shape.context + slots), max_rows=shape.batch, marks=False)
         self.rows = [self.pool.open(shape.context + slots) for _ in range(shape.batch)]
-        _fill(self.pool, self.rows[0], self.template)
+        self.pool.fill()
         for row in self.rows:
             row.length = shape.context
         generator = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ class Rig:
             ids[:, self.clean :] = model.config.tidar.mask_token_id
         elif levels:
             ids[:, self.clean :] = 0
-        self.token_ids = ids.view(1, -1).to(model.device)
+        self.token_ids = ids.view(1, -1)
         first = torch.arange(shape.batch)[:, None] * slots
         self.judged = (first + torch.arange(self.clean)).flatten().to(model.device)
         self.drafted = (first + self.clean + torch.arange(1, block_length)).flatten().to(model.device)
@@ -118,14 +118,6 @@ def _levels(proposals: int, block_length: int) -> tuple[int, ...]:
     return tuple(sorted({1 + index * block_length // proposals for index in range(proposals)})) if proposals else ()
 
 
-def _fill(pool: Pool, row: object, step: Layout) -> None:
-    """Random keys and values everywhere: what an allocation happens to hold may be slow to compute with, or not a number."""
-    pool.layout([(row, step)])
-    for layer in pool.layers:
-        for part in layer.stored:
-            part.normal_()
-
-
 def mean_distinct(routing: list[Tensor], num_experts: int) -> float:
     """Of a forward's choices, a tensor a layer."""
     return sum(int((choice.unique() < num_experts).sum()) for choice in routing) / len(routing)
@@ -135,7 +127,7 @@ def prefill_seconds(model: Network, num_tokens: int) -> float:
     """Of a prompt of random tokens, in one forward; the best of three."""
     pool = model.new_pool(num_tokens, max_rows=1, marks=False)
     row, step = pool.open(num_tokens), template(num_tokens)
-    ids = torch.randint(0, model.config.vocab_size, (1, num_tokens)).to(model.device)
+    ids = torch.randint(0, model.config.vocab_size, (1, num_tokens))
 
     @torch.inference_mode()
     def run() -> None:

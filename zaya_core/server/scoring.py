@@ -50,7 +50,7 @@ class Scoring:
         while row.length < len(self.prompt_ids):
             ids = self.prompt_ids[row.length : row.length + CHUNK]
             following = self.prompt_ids[row.length + 1 : row.length + 1 + len(ids)]
-            hidden = model(torch.tensor([ids], device=model.device), pool.layout([(row, template(len(ids)))]), pool, None)[0]
+            hidden = model(torch.tensor([ids]), pool.layout([(row, template(len(ids)))]), pool, None)[0]
             pool.commit([len(ids)])
             for begin in range(0, len(following), ROWS):
                 part = following[begin : begin + ROWS]
@@ -80,7 +80,7 @@ def first_token(row: Tensor, writing: Writing, forbidden: Tensor) -> Committed:
         seen = torch.zeros_like(row, dtype=torch.bool)
         seen[0, request.prompt_ids] = True
     law = how.sampler.law(row, forbidden, seen)
-    (token_id,) = request.chance.draw(law)
+    token_id = int(request.chance.draw(law))
     log_p = log_probabilities(row, forbidden)[0]
     values, ids = log_p.topk(how.num_top_logprobs)
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))

@@ -93,7 +93,7 @@ def _step_seconds(model: "ServingModel", verify: int, proposals: int, block_leng
         began = time.perf_counter()
         ids = torch.randint(model.config.vocab_size, (batch, slots), generator=generator)
         ids[:, verify:] = model.config.tidar.mask_token_id if model.config.tidar else 0
-        hidden = model(ids.view(1, -1).to(model.device), pool.layout([(row, step) for row in rows]), pool)[0]
+        hidden = model(ids.view(1, -1), pool.layout([(row, step) for row in rows]), pool)[0]
         laws = model.logits(hidden.view(batch, slots, -1)[:, : 2 * verify - 1].flatten(0, 1)).softmax(-1)
         float(laws[0, 0])  # an accelerator works on after the call
         seconds.append(time.perf_counter() - began)
