@@ -18,7 +18,6 @@ from torch import Tensor
 HISTORY = 2  # time steps of history that CCA reaches back: two convolutions of two taps
 NO_HISTORY = HISTORY - 1
 CLEAN = -1
-FAR = torch.iinfo(torch.int64).max  # position of a slot that nobody may see
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ from zaya_core.layout import causal, packed, template, training_row
 from zaya_core.model import Zaya
 from zaya_core.model.serving import ServingModel
 from zaya_core.model.static import StaticModel
-from zaya_core.ops.attention import sights
 
 MASK, BLOCK = 4, 4
 CONFIGS = {
@@ -167,18 +166,3 @@ def test_long_chunks_are_short_chunks(model, network):
     hidden = long.step(torch.cat([ids[:, 300:], masked(1, BLOCK)], 1), 320, (320,), BLOCK)
     whole = model(torch.cat([ids, masked(1, BLOCK)], 1), causal(zeros(1), 620, BLOCK))
     assert close(hidden, whole[:, 300:])
-
-
-@torch.no_grad()
-def test_looks_equal_the_rule_over_the_whole_pool(model):
-    """The way of a GPU, one mask over every slot of the pool, says what the looks of each row say."""
-    pool = model.new_pool(120, max_rows=2)
-    rows = [pool.open(50), pool.open(60)]
-    network_input = random_ids(model.config, 1, 12)
-    model(network_input, pool.layout([(rows[0], template(5)), (rows[1], template(7))]), pool)
-    pool.commit([5, 7])
-    layout = pool.layout([(rows[1], template(3, (2,), BLOCK)), (rows[0], template(2, (1,), BLOCK))])
-    slots = torch.cat([random_ids(model.config, 1, 3), masked(1, BLOCK), random_ids(model.config, 1, 2), masked(1, BLOCK)], 1)
-    theirs = model(slots, layout, pool)
-    pool.view = lambda layout, window: sights(layout, pool.keys(layout), window)
-    assert close(model(slots, layout, pool), theirs)

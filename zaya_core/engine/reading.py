@@ -5,6 +5,7 @@ they ask for in a round is read at once: a GPU is waited for once a round, not o
 """
 
 from collections.abc import Generator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -28,11 +29,8 @@ def read_together(readings: Sequence[Reading[Value]]) -> list[Value | Exception]
                 results[place] = end.value
             except Exception as error:  # one request's, whatever it is
                 results[place] = error
-        sizes = [tensor.numel() for tensor in asked.values()]
-        numbers = torch.cat([tensor.flatten().double() for tensor in asked.values()]).tolist() if asked else []
-        answers = {}
-        for place, size in zip(asked, sizes, strict=True):
-            answers[place], numbers = numbers[:size], numbers[size:]
+        numbers = iter(torch.cat([tensor.flatten().double() for tensor in asked.values()]).tolist() if asked else [])
+        answers = {place: list(islice(numbers, tensor.numel())) for place, tensor in asked.items()}
     return results  # type: ignore[return-value]
 
 

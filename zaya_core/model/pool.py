@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
 from zaya_core.errors import ConfigError
-from zaya_core.layout import CLEAN, FAR, HISTORY, Keys, Layout, side_by_side
+from zaya_core.layout import HISTORY, Layout, side_by_side
 from zaya_core.ops.attention import View
 from zaya_core.ops.looks import Look, Looks, looks_of
 from zaya_core.ops.norm import widened
 
 MARK = 64  # tokens between two lengths at which a row can be continued by another
-UNUSED = -1  # document of a slot that belongs to no part of the forward
 
 
 @dataclass(eq=False)
@@ -181,17 +180,6 @@ class Pool:
             look.moved(part.slots.start, part.row.begin)
             for look in looks_of(part.step, part.row.length, window, self._stored.dtype)
         ]
-
-    def keys(self, layout: Layout) -> Keys:
-        """Every slot of the pool as a key: the documents of `layout` number its parts."""
-        position = torch.full((1, self.num_slots), FAR, device=self.device)
-        block, document = torch.full_like(position, CLEAN), torch.full_like(position, UNUSED)
-        for number, part in enumerate(self.parts):
-            begin = part.row.begin
-            position[0, begin : part.staged.start] = torch.arange(part.row.length, device=self.device)
-            position[0, part.staged], block[0, part.staged] = layout.position[0, part.slots], layout.block[0, part.slots]
-            document[0, begin : part.staged.stop] = number
-        return Keys(position, block, document)
 
     def commit(self, counts: Sequence[int]) -> None:
         """Make the first `counts` staged clean slots of each part history."""

@@ -72,6 +72,7 @@ class StaticPool(Pool):
         self.graph_memory = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         groups = config.num_key_value_heads
         self.stored = [(part[None, :groups], part[None, groups:]) for part in self._stored]
+        self._room = self.tails[:, :0]
 
     @property
     def num_past(self) -> int:
@@ -90,6 +91,14 @@ class StaticPool(Pool):
         tile = TILE if slots > rows else 1
         self.shape = Shape(padded(slots, TILE) if slots > TILE else _power(slots), _power(rows), tile)
         return layout
+
+    def room(self) -> Tensor:
+        """Where this forward's time steps stand [L, slots, W]: one place for all shapes, since one forward follows another."""
+        slots = self.num_past + self.shape.slots
+        if self._room.shape[1] < slots:
+            # A captured program holds on to the smaller one before; doubled, all of them take no more than the newest again.
+            self._room = self.tails.new_empty(len(self.tails), max(slots, 2 * self._room.shape[1]), self.tails.shape[2])
+        return self._room[:, :slots]
 
     def numbers(self, token_ids: Tensor, layout: Layout) -> Tensor:
         """The integers of the forward that `layout` just laid out, end to end as `Shape.sizes` says; token ids [T]."""
@@ -159,8 +168,7 @@ class Program:
 
     def __init__(self, pool: StaticPool) -> None:
         self.shape = pool.shape
-        slots = HISTORY * self.shape.rows + self.shape.slots
-        self.joined = pool.tails.new_empty(pool.tails.shape[0], slots, pool.tails.shape[2])
+        self.joined = pool.room()
         self.numbers = torch.zeros(sum(self.shape.sizes.values()), dtype=torch.int64, device=pool.device)
         self.hidden, self.routing = self.joined, list[Tensor]()
         self.graph: torch.cuda.CUDAGraph | None = None
