@@ -48,7 +48,7 @@ from zaya_core.runtime import pick_device
 
 GPU, CPU = pick_device("auto"), torch.device("cpu")  # without a GPU everything runs, slowly, and proves the script alone
 BLOCK, MASK, PROPOSALS = 16, 4, 3
-SETTLING = 40  # steps of the engine before those that are timed: most shapes have come twice by then, and are graphs
+SETTLING = 20  # steps of the engine before those that are timed: most shapes have come twice by then, and are graphs
 MOST_TOKENS = (SETTLING + 30) * BLOCK  # so that nobody ends meanwhile
 TIDAR = Tidar(BLOCK, MASK)
 

@@ -9,8 +9,10 @@ import torch
 from tests.models import BIASED, MANY_HEADS, ONE_GROUP, SLIDING, TINY, UNTIED, random_ids, random_model
 from tests.sequences import Sequence
 from zaya_core.config import Tidar
+from zaya_core.errors import ConfigError
 from zaya_core.layout import causal, packed, template, training_row
 from zaya_core.model import Zaya
+from zaya_core.model.load import meta_model
 from zaya_core.model.serving import ServingModel
 from zaya_core.model.static import StaticModel
 
@@ -166,3 +168,8 @@ def test_long_chunks_are_short_chunks(model, network):
     hidden = long.step(torch.cat([ids[:, 300:], masked(1, BLOCK)], 1), 320, (320,), BLOCK)
     whole = model(torch.cat([ids, masked(1, BLOCK)], 1), causal(zeros(1), 620, BLOCK))
     assert close(hidden, whole[:, 300:])
+
+
+def test_off_the_cpu_a_network_decodes_in_its_form_for_serving_only(config):
+    with pytest.raises(ConfigError, match="this network is on meta, expected the CPU"):
+        meta_model(config).new_pool(10)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zaya_core.config import ModelConfig
+from zaya_core.errors import ConfigError
 from zaya_core.layout import Layout, keys_of
 from zaya_core.model.cca import CcaAttention
 from zaya_core.model.layers import ResidualScale, RmsNorm
@@ -115,6 +116,11 @@ class Zaya(nn.Module):
         return self.model.embed_tokens.weight.device
 
     def new_pool(self, num_slots: int, *, max_rows: int = 1, marks: bool = False) -> Pool:
-        """An empty pool for this model's dtype and device."""
+        """An empty pool for this model, on the CPU; on a GPU its form for serving decodes, and this is a ConfigError."""
+        if self.device.type != "cpu":
+            raise ConfigError(
+                f"this network is on {self.device}, expected the CPU to decode as it is",
+                hint="zaya_core.model.static.for_serving(model) lays it out for the GPU",
+            )
         empty = [empty_step(self.config, layer.self_attn.qkv_proj.v_proj_delayed) for layer in self.model.layers]
         return Pool(self.config, torch.stack(empty), num_slots, max_rows=max_rows, marks=marks)

@@ -1,7 +1,8 @@
 """Decoding on a GPU: a forward has one of few shapes, and all that varies within a shape lies in one tensor of integers.
 
 So the work of a step is captured as a graph at its shape's second forward and replayed from then on: one launch instead of
-hundreds, and nothing is read back on the way. CUDA and HIP share the API. Without a GPU the same program runs uncaptured.
+hundreds, and nothing is read back on the way. CUDA and HIP share the API, of which CUDA's was run (recipes/bench/gpu.py).
+Without a GPU the same program runs uncaptured, as the tests do.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Attention of whole rows on a GPU: torch's FlexAttention with block masks from the one visibility rule.
 
-Wrong or slow on some ROCm builds, so train/probe compares it with the oracle before a run trusts it. It was not run on a
-GPU here: the tests check the rule and the uncompiled forward on the CPU.
+For training and its evaluation; decoding has ops/spans. Wrong or slow on some ROCm builds, so train/probe compares it with the
+oracle before a run trusts it. Not run on a GPU yet: the tests check the rule and the uncompiled forward on the CPU.
 """
 
 from collections.abc import Callable

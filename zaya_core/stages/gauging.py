@@ -85,10 +85,13 @@ def _kept(
 def _network(config: EvalConfig, examinee: Examinee) -> "Zaya":
     from zaya_core.model.load import load_model
     from zaya_core.runtime import pick_device, pick_dtype
+    from zaya_core.train.probe import choose_attention
 
     checkpoint, device = examinee.checkpoint, pick_device(config.device)
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
-    return load_model(checkpoint, dtype=dtype, device=device)
+    model = load_model(checkpoint, dtype=dtype, device=device)
+    choose_attention(model)
+    return model
 
 
 def _likelihood(config: EvalConfig, model: "Zaya", tokenizer: Any, rest: str) -> dict[str, Any]:
