@@ -91,6 +91,8 @@ def total_variation(left, right) -> float:
 class Fixed:
     """A proposal policy that always asks for the same levels, as far as the draft reaches."""
 
+    looks = False
+
     def __init__(self, *levels: int) -> None:
         self.wanted = levels
 
