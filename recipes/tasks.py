@@ -1,6 +1,8 @@
 """Training rows for five tasks of reasoning-gym, every answer worked out: tasks.py OUT.jsonl ROWS
 
-The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer.
+The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer. They
+are worded for a small model that copies: what follows from what stands next to it, and a name has a space before it, as in the problem,
+because at the begin of a line it would be another token.
 """
 
 import json
@@ -8,6 +10,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 
 from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
 
@@ -20,6 +23,7 @@ TASKS: dict[str, dict[str, int]] = {
     "family_relationships": {},
     "needle_haystack": {"min_num_statements": 2, "max_num_statements": 5},
 }
+TURNS = ("chain_sum", "leg_counting", "chain_sum", "number_filtering", "chain_sum", "family_relationships", "needle_haystack")
 HELDOUT = 200  # problems of a task that recipes/eval.sh asks
 
 
@@ -49,14 +53,13 @@ def leg_counting(question: str, answer: str) -> str:
 
 
 def number_filtering(question: str, answer: str) -> str:
-    """The rule, then every number is looked at once."""
+    """What follows from either outcome, then every number is looked at once."""
     relation, limit = re.search(r"(larger|smaller) than (-?[\d.]+)", question).groups()
-    wanted = "Keep" if question.startswith("Keep") else "Remove"
-    lines = [f"{wanted} what is {relation} than {limit}."]
+    fate = ("keep", "remove") if question.startswith("Keep") else ("remove", "keep")
+    lines = [f"The limit is {limit}. If {relation}: {fate[0]}. If not: {fate[1]}."]
     for number in re.findall(r"'(-?[\d.]+)'", question):
         holds = float(number) > float(limit) if relation == "larger" else float(number) < float(limit)
-        kept = holds == (wanted == "Keep")
-        lines.append(f"{number} is {'' if holds else 'not '}{relation} than {limit}: {'keep' if kept else 'remove'} it.")
+        lines.append(f"{number} is {relation}: {fate[0]}." if holds else f"{number} is not: {fate[1]}.")
     return "\n".join(lines)
 
 
@@ -73,8 +76,8 @@ def family_relationships(question: str, answer: str) -> str:
         for one, other, link in pairs:
             links.setdefault(one, []).append((other, link))
     one, other = _asked(question, set(links))
-    lines = [f"{a} is {link} {b}." for a, link, b in _way(links, one, other)]
-    return "\n".join([*lines, f"So {one} is the {answer} of {other}."])
+    steps = [f"{a} is {link} {b}." for a, link, b in _way(links, one, other)]
+    return " ".join(["See:", *steps, f"So {one} is the {answer} of {other}."])
 
 
 def _asked(question: str, people: set[str]) -> tuple[str, str]:
@@ -97,15 +100,10 @@ def _way(links: dict[str, list[tuple[str, str]]], start: str, end: str) -> list[
 
 
 def needle_haystack(question: str, answer: str) -> str:
-    """One statement after another, up to the one that the question is about."""
+    """The statements as they stand, up to the one that the question is about."""
     text, asked = re.fullmatch(r"(.+) *\nWho (.+)\? Reply.+", question, re.S).groups()
-    lines = []
-    for statement in re.findall(r"[^.]+\.", text):
-        found = statement.strip() == f"{answer} {asked}."
-        lines.append(f"{statement.strip()} {'Yes.' if found else 'No.'}")
-        if found:
-            break
-    return "\n".join(lines)
+    end = f"{answer} {asked}."
+    return f"See: {text[: text.index(end)]}{end} Found."
 
 
 WORKED: dict[str, Callable[[str, str], str]] = {
@@ -118,12 +116,13 @@ WORKED: dict[str, Callable[[str, str], str]] = {
 
 
 def rows(count: int) -> Iterator[dict[str, str]]:
-    """`count` rows, the tasks in turn, none of them a problem that `recipes/eval.sh` asks."""
-    each = [training_rows(task, options, -(-count // len(TASKS)), heldout=HELDOUT) for task, options in TASKS.items()]
-    for together in zip(*each, strict=True):
-        for task, row in zip(TASKS, together, strict=True):
-            answer = answer_in(row["completion"])
-            yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
+    """`count` rows, the tasks in `TURNS`: sums are short, and take longest to learn. None is a problem that `recipes/eval.sh` asks."""
+    turns = list(islice(cycle(TURNS), count))
+    each = {task: training_rows(task, options, turns.count(task), heldout=HELDOUT) for task, options in TASKS.items()}
+    for task in turns:
+        row = next(each[task])
+        answer = answer_in(row["completion"])
+        yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
 
 
 def main(out: str, count: str) -> None:
