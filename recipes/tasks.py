@@ -1,8 +1,8 @@
 """Training rows for five tasks of reasoning-gym, every answer worked out: tasks.py OUT.jsonl ROWS
 
 The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer. They
-are worded for a small model that copies: what follows from what stands next to it, and a name has a space before it, as in the problem,
-because at the begin of a line it would be another token.
+are worded for a small model that copies: an outcome stands next to what it follows from, and a name has a space before it, as in
+the problem, because at the begin of a line it would be another token.
 """
 
 import json
@@ -116,7 +116,7 @@ WORKED: dict[str, Callable[[str, str], str]] = {
 
 
 def rows(count: int) -> Iterator[dict[str, str]]:
-    """`count` rows, the tasks in `TURNS`: sums are short, and take longest to learn. None is a problem that `recipes/eval.sh` asks."""
+    """`count` rows, the tasks in `TURNS`: sums are short, and take longest to learn. No row is a problem of `recipes/eval.sh`."""
     turns = list(islice(cycle(TURNS), count))
     each = {task: training_rows(task, options, turns.count(task), heldout=HELDOUT) for task, options in TASKS.items()}
     for task in turns:

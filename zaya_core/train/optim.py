@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
                 owner = self.owners[parameter]
                 ahead = joined(parameter.grad.add(momentum, alpha=0.95), owner)  # Nesterov's look ahead
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(cut(orthogonal(ahead.to(self.dtype)), owner), alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5)
+                direction = cut(orthogonal(ahead.to(self.dtype)), owner)
+                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5)
 
 
 def orthogonal(matrix: Tensor, num_steps: int = 5) -> Tensor:
@@ -87,12 +88,11 @@ class Optimizers:
         return owner.state[shard]
 
 
-def make_optimizer(
-    model: Zaya, *, kind: str, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
-) -> Optimizers:
+def make_optimizer(model: Zaya, *, kind: str, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32) -> Optimizers:
     """`adamw`, or `muon` for the matrices and stacks of matrices and AdamW for the rest: embedding, head, convolutions, vectors.
 
-    `dtype` is that of Muon's products. Matrices decay, vectors (norms, scales, biases, temperatures) do not. Only parameters that require a gradient are taken.
+    `dtype` is that of Muon's products. Matrices decay, vectors (norms, scales, biases, temperatures) do not. Only parameters that
+    require a gradient are taken.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     shards = {p: local_part(p) for p in trained.values()}
