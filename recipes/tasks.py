@@ -17,7 +17,7 @@ from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
 from zaya_core.evaluation.gym import answer_in, training_rows
 
 TASKS: dict[str, dict[str, int]] = {
-    "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+    "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1},
     "leg_counting": {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 9},
     "number_filtering": {"min_numbers": 3, "max_numbers": 6, "min_decimals": 0, "max_decimals": 0},
     "family_relationships": {},
@@ -39,7 +39,7 @@ def chain_sum(question: str, answer: str) -> str:
 
 
 def leg_counting(question: str, answer: str) -> str:
-    """The legs of each kind, then their sum."""
+    """The legs of each kind, then their sum, digit by digit."""
     lines, totals = [], []
     for number, kind in re.findall(r"(\d+) ([a-z -]+?)(?=[,?])", question.split("if you have")[-1]):
         name = kind if kind in LEGS else kind.removesuffix("s")
@@ -47,9 +47,16 @@ def leg_counting(question: str, answer: str) -> str:
         lines.append(f"A {name} has {LEGS[name]} legs, so {number} {kind} have {number} * {LEGS[name]} = {totals[-1]} legs.")
     total = totals[0]
     for more in totals[1:]:
-        lines.append(f"With the next ones that makes {total} + {more} = {total + more} legs.")
+        lines.append(f"{_by_digits(total, more)}: {total} + {more} = {total + more} legs.")
         total += more
     return "\n".join(lines)
+
+
+def _by_digits(left: int, right: int) -> str:
+    """An addition as two that a small table holds: of the units, and of the tens with what is carried."""
+    units, tens = left % 10 + right % 10, left // 10 + right // 10
+    carried = " + 1" if units > 9 else ""
+    return f"Units {left % 10} + {right % 10} = {units}, tens {left // 10} + {right // 10}{carried} = {tens + units // 10}"
 
 
 def number_filtering(question: str, answer: str) -> str:
