@@ -1,6 +1,6 @@
-"""Rows that complete code, for recipes/tiny.sh: code.py OUT.jsonl.
+"""Rows that complete code, for recipes/tiny.sh: code.py OUT.jsonl
 
-Pieces of the standard library's lines; the last three quarters are asked for.
+Pieces of the standard library's files; the last three quarters of their lines are asked for.
 """
 
 import json

@@ -3,7 +3,7 @@
 # Usage: recipes/eval.sh MODEL WORKDIR     MODEL "" is the bundled one; resumable. Environment: PROBLEMS, SAMPLES, TOKENS, BATCH.
 set -euo pipefail
 tasks=(
-  reasoning-gym:chain_sum:min_terms=2,max_terms=3,min_digits=1,max_digits=2
+  reasoning-gym:chain_sum:min_terms=3,max_terms=4,min_digits=1,max_digits=1
   reasoning-gym:leg_counting:min_animals=1,max_animals=3,min_instances=1,max_instances=9
   reasoning-gym:number_filtering:min_numbers=3,max_numbers=6,min_decimals=0,max_decimals=0
   reasoning-gym:family_relationships

@@ -1,6 +1,8 @@
 """Training rows for five tasks of reasoning-gym, every answer worked out: tasks.py OUT.jsonl ROWS
 
-The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer.
+The worked answers are written here from the problem's own text; each ends in a line `Answer: ...`, the generator's own answer. They
+are worded for a small model that copies: an outcome stands next to what it follows from, and a name has a space before it, as in
+the problem, because at the begin of a line it would be another token.
 """
 
 import json
@@ -8,18 +10,20 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 
 from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
 
 from zaya_core.evaluation.gym import answer_in, training_rows
 
 TASKS: dict[str, dict[str, int]] = {
-    "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+    "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1},
     "leg_counting": {"min_animals": 1, "max_animals": 3, "min_instances": 1, "max_instances": 9},
     "number_filtering": {"min_numbers": 3, "max_numbers": 6, "min_decimals": 0, "max_decimals": 0},
     "family_relationships": {},
     "needle_haystack": {"min_num_statements": 2, "max_num_statements": 5},
 }
+TURNS = ("chain_sum", "leg_counting", "chain_sum", "number_filtering", "chain_sum", "family_relationships", "needle_haystack")
 HELDOUT = 200  # problems of a task that recipes/eval.sh asks
 
 
@@ -35,7 +39,7 @@ def chain_sum(question: str, answer: str) -> str:
 
 
 def leg_counting(question: str, answer: str) -> str:
-    """The legs of each kind, then their sum."""
+    """The legs of each kind, then their sum, digit by digit."""
     lines, totals = [], []
     for number, kind in re.findall(r"(\d+) ([a-z -]+?)(?=[,?])", question.split("if you have")[-1]):
         name = kind if kind in LEGS else kind.removesuffix("s")
@@ -43,20 +47,26 @@ def leg_counting(question: str, answer: str) -> str:
         lines.append(f"A {name} has {LEGS[name]} legs, so {number} {kind} have {number} * {LEGS[name]} = {totals[-1]} legs.")
     total = totals[0]
     for more in totals[1:]:
-        lines.append(f"With the next ones that makes {total} + {more} = {total + more} legs.")
+        lines.append(f"{_by_digits(total, more)}: {total} + {more} = {total + more} legs.")
         total += more
     return "\n".join(lines)
 
 
+def _by_digits(left: int, right: int) -> str:
+    """An addition as two that a small table holds: of the units, and of the tens with what is carried."""
+    units, tens = left % 10 + right % 10, left // 10 + right // 10
+    carried = " + 1" if units > 9 else ""
+    return f"Units {left % 10} + {right % 10} = {units}, tens {left // 10} + {right // 10}{carried} = {tens + units // 10}"
+
+
 def number_filtering(question: str, answer: str) -> str:
-    """The rule, then every number is looked at once."""
+    """What follows from either outcome, then every number is looked at once."""
     relation, limit = re.search(r"(larger|smaller) than (-?[\d.]+)", question).groups()
-    wanted = "Keep" if question.startswith("Keep") else "Remove"
-    lines = [f"{wanted} what is {relation} than {limit}."]
+    fate = ("keep", "remove") if question.startswith("Keep") else ("remove", "keep")
+    lines = [f"The limit is {limit}. If {relation}: {fate[0]}. If not: {fate[1]}."]
     for number in re.findall(r"'(-?[\d.]+)'", question):
         holds = float(number) > float(limit) if relation == "larger" else float(number) < float(limit)
-        kept = holds == (wanted == "Keep")
-        lines.append(f"{number} is {'' if holds else 'not '}{relation} than {limit}: {'keep' if kept else 'remove'} it.")
+        lines.append(f"{number} is {relation}: {fate[0]}." if holds else f"{number} is not: {fate[1]}.")
     return "\n".join(lines)
 
 
@@ -73,8 +83,8 @@ def family_relationships(question: str, answer: str) -> str:
         for one, other, link in pairs:
             links.setdefault(one, []).append((other, link))
     one, other = _asked(question, set(links))
-    lines = [f"{a} is {link} {b}." for a, link, b in _way(links, one, other)]
-    return "\n".join([*lines, f"So {one} is the {answer} of {other}."])
+    steps = [f"{a} is {link} {b}." for a, link, b in _way(links, one, other)]
+    return " ".join(["See:", *steps, f"So {one} is the {answer} of {other}."])
 
 
 def _asked(question: str, people: set[str]) -> tuple[str, str]:
@@ -97,15 +107,10 @@ def _way(links: dict[str, list[tuple[str, str]]], start: str, end: str) -> list[
 
 
 def needle_haystack(question: str, answer: str) -> str:
-    """One statement after another, up to the one that the question is about."""
+    """The statements as they stand, up to the one that the question is about."""
     text, asked = re.fullmatch(r"(.+) *\nWho (.+)\? Reply.+", question, re.S).groups()
-    lines = []
-    for statement in re.findall(r"[^.]+\.", text):
-        found = statement.strip() == f"{answer} {asked}."
-        lines.append(f"{statement.strip()} {'Yes.' if found else 'No.'}")
-        if found:
-            break
-    return "\n".join(lines)
+    end = f"{answer} {asked}."
+    return f"See: {text[: text.index(end)]}{end} Found."
 
 
 WORKED: dict[str, Callable[[str, str], str]] = {
@@ -118,12 +123,13 @@ WORKED: dict[str, Callable[[str, str], str]] = {
 
 
 def rows(count: int) -> Iterator[dict[str, str]]:
-    """`count` rows, the tasks in turn, none of them a problem that `recipes/eval.sh` asks."""
-    each = [training_rows(task, options, -(-count // len(TASKS)), heldout=HELDOUT) for task, options in TASKS.items()]
-    for together in zip(*each, strict=True):
-        for task, row in zip(TASKS, together, strict=True):
-            answer = answer_in(row["completion"])
-            yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
+    """`count` rows, the tasks in `TURNS`: sums are short, and take longest to learn. No row is a problem of `recipes/eval.sh`."""
+    turns = list(islice(cycle(TURNS), count))
+    each = {task: training_rows(task, options, turns.count(task), heldout=HELDOUT) for task, options in TASKS.items()}
+    for task in turns:
+        row = next(each[task])
+        answer = answer_in(row["completion"])
+        yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
 
 
 def main(out: str, count: str) -> None:

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 EXTRAS=${EXTRAS:-[eval]}
 . recipes/setup.sh
 made() { [ -e "$work/$1" ] || { "${@:2:2}" "$work/.$1" "${@:4}" && mv "$work/.$1" "$work/$1"; }; }
-made tasks.jsonl python recipes/tasks.py 60000
+made tasks.jsonl python recipes/tasks.py 90000
 made repeats.jsonl python recipes/needles.py 30000 repeats # words said twice: without them nothing learns to copy
 made near.jsonl python recipes/needles.py 4000 20
 made far.jsonl python recipes/needles.py 3000 160
@@ -23,11 +23,11 @@ if [ ! -e "$work/mid/config.json" ]; then
   [ -d "$work/base" ] || zaya init mini "$work/base" --data stdlib --data "$work/words.jsonl"
   zaya midtrain "$work/base" "$work/ar" --objective ar "${texts[@]}" --max-steps 1000 --lr 1e-2 --warmup-ratio 0.12 --lr-scheduler constant "${train[@]}"
   [ -d "$work/tidar" ] || zaya convert "$work/ar" "$work/tidar" --block 16
-  zaya midtrain "$work/tidar" "$work/mid" "${texts[@]}" --max-steps 200 --lr 7e-3 --lr-scheduler constant "${train[@]}"
+  zaya midtrain "$work/tidar" "$work/mid" "${texts[@]}" --max-steps 120 --lr 7e-3 --lr-scheduler constant "${train[@]}"
 fi
 zaya extend-context "$work/mid" "$work/long" --data "$work/far.jsonl:0.5" --data stdlib:0.5 --context 8192 "${train[@]}" \
   --seq-len 2048 --batch-size 2 --stages 1024:0.5,2048:0.5 --max-steps 24 --lr 5e-3 --lr-scheduler constant
 [ "${LAST:-sft}" = sft ] || exit 0
-zaya sft "$work/long" "$work/tiny" --data "$work/tasks.jsonl:0.8" --data "$work/code.jsonl:0.2" \
-  --max-steps 1550 --lr 5e-3 --lr-scheduler wsd --min-lr-ratio 0.02 --eval-rows 16 "${train[@]}"
+zaya sft "$work/long" "$work/tiny" --data "$work/tasks.jsonl:0.85" --data "$work/code.jsonl:0.15" \
+  --max-steps 1430 --lr 6e-3 --lr-scheduler cosine --min-lr-ratio 0.02 --eval-rows 16 "${train[@]}"
 echo "done: $work/tiny (copy its files, without checkpoints/, run.json and metrics.jsonl, to zaya_core/assets/tiny)"

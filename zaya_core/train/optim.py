@@ -38,9 +38,8 @@ class Muon(torch.optim.Optimizer):
                 owner = self.owners[parameter]
                 ahead = joined(parameter.grad.add(momentum, alpha=0.95), owner)  # Nesterov's look ahead
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(
-                    cut(orthogonal(ahead.to(self.dtype)), owner), alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5
-                )
+                direction = cut(orthogonal(ahead.to(self.dtype)), owner)
+                parameter.add_(direction, alpha=-group["lr"] * 0.2 * max(owner.shape[-2:]) ** 0.5)
 
 
 def orthogonal(matrix: Tensor, num_steps: int = 5) -> Tensor:
