@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zaya_core.config import ModelConfig
 from zaya_core.model.load import meta_model
+from zaya_core.model.native import serving_model
 from zaya_core.model.serving import ServingModel
 from zaya_core.runtime import keep_freed_pages
 
@@ -45,4 +46,4 @@ def random_serving(config: ModelConfig, *, dtype: torch.dtype, device: torch.dev
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model = meta_model(config).requires_grad_(False)
     model.load_state_dict(tensors, assign=True)
-    return ServingModel(model.eval())
+    return serving_model(model.eval())

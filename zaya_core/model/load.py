@@ -10,6 +10,7 @@ from zaya_core.config import ModelConfig
 from zaya_core.io.checkpoint import Checkpoint, assign_tensor, load_weights, stored_tensors
 from zaya_core.io.source import Source
 from zaya_core.model.decoder import Zaya
+from zaya_core.model.native import serving_model
 from zaya_core.model.serving import ServingModel
 from zaya_core.runtime import available_memory_bytes, keep_freed_pages
 
@@ -39,7 +40,7 @@ def load_serving(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.de
     keep_freed_pages()
     num_bytes = checkpoint.num_parameters * torch.finfo(dtype).bits // 8
     packs = num_bytes < PACKED_SHARE * available_memory_bytes()
-    return ServingModel(load_model(checkpoint, dtype=dtype, device=device), packs=packs)
+    return serving_model(load_model(checkpoint, dtype=dtype, device=device), packs=packs)
 
 
 def streamed_model(config: ModelConfig, read: Callable[[str], Tensor], *, dtype: torch.dtype) -> Zaya:

@@ -50,6 +50,7 @@ class ServingModel:
         for index, layer in enumerate(decoder.layers):
             self.layers.append(ServingLayer(self.config, layer, self.config.layer_types[index], packs=packs))
             layer.to("meta")
+        self.empty = torch.stack([layer.attention.empty for layer in self.layers])
 
     @torch.inference_mode()
     def __call__(self, token_ids: Tensor, layout: Layout, pool: Pool, routing: list[Tensor] | None = None) -> Tensor:
@@ -68,9 +69,7 @@ class ServingModel:
 
     def new_pool(self, num_slots: int, *, max_rows: int = 1, marks: bool = False) -> Pool:
         """An empty pool for this model."""
-        return Pool(
-            self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows, marks=marks
-        )
+        return Pool(self.config, self.empty, num_slots, max_rows=max_rows, marks=marks)
 
     def _step(self, layout: Layout, pool: Pool) -> Step:
         turns, views = {}, {}
