@@ -15,6 +15,7 @@ from zaya_core.ops import native
 from zaya_core.ops.rope import rotary_angles
 
 LANES, PANEL, MOST_WIDTH = 16, 64, 256  # as in product.h and attention.h
+ALONE = 2**20  # products of one layer below which threads wait for each other longer than they work
 
 
 def serving_model(model: Zaya, *, packs: bool = True) -> ServingModel:
@@ -67,6 +68,7 @@ class NativeModel(ServingModel):
             layer.to("meta")
         self.c.is_packed = model.lm_head.weight.data_ptr() == decoder.embed_tokens.weight.data_ptr()
         self.head = self._product(model.lm_head.weight, model.lm_head.bias)
+        self.products = 2 * config.hidden_size * config.conv_channels + 3 * config.hidden_size * config.moe_intermediate_size
         self.c.embedding = self.head.weight if self.c.is_packed else self._pointer(decoder.embed_tokens.weight)
         model.to("meta")
 
@@ -83,7 +85,7 @@ class NativeModel(ServingModel):
         )
         joined, stored = pool.storage
         forward = native.Forward(
-            slots, pool.num_past, len(parts), torch.get_num_threads(), parts, *(part.data_ptr() for part in integers),
+            slots, pool.num_past, len(parts), self._threads(slots * self.products), parts, *(part.data_ptr() for part in integers),
             joined.data_ptr(), joined.stride(0), stored.data_ptr(), pool.num_slots, choices.data_ptr(), hidden.data_ptr(),
         )  # fmt: skip
         if self.library.zaya_forward(self.c, forward):
@@ -97,10 +99,14 @@ class NativeModel(ServingModel):
         """As ServingModel."""
         rows = hidden.to(self.dtype).contiguous()
         out = torch.empty(*hidden.shape[:-1], self.config.vocab_size)
+        num_rows = rows.numel() // rows.shape[-1]
         self.library.zaya_product(
-            self.head, rows.data_ptr(), rows.numel() // rows.shape[-1], out.data_ptr(), torch.get_num_threads()
+            self.head, rows.data_ptr(), num_rows, out.data_ptr(), self._threads(num_rows * self.head.inputs * self.head.outputs)
         )
         return out
+
+    def _threads(self, products: int) -> int:
+        return 1 if products < ALONE else torch.get_num_threads()
 
     def _layer(self, layer: DecoderLayer, kind: str) -> native.Layer:
         config, attention, router = self.config, layer.self_attn, layer.mlp.gate
