@@ -151,8 +151,7 @@ class NativeModel(ServingModel):
     def _product(self, weight: Tensor, bias: Tensor | None = None) -> native.Product:
         """Of a weight [out, in], or of several of one shape [.., out, in], one after another."""
         outputs, inputs = weight.shape[-2:]
-        packed = torch.cat([packed_weight(one) for one in weight.reshape(-1, outputs, inputs)])
-        return native.Product(self._pointer(packed), None if bias is None else self._wide(bias), inputs, outputs)
+        return native.Product(self._pointer(packed_weight(weight)), None if bias is None else self._wide(bias), inputs, outputs)
 
     def _wide(self, values: Tensor) -> int:
         return self._pointer(values.detach().float())
@@ -175,9 +174,14 @@ class NativeModel(ServingModel):
 
 
 def packed_weight(weight: Tensor) -> Tensor:
-    """[O, I] -> as product.h says, flat."""
-    outputs, inputs = weight.shape
-    padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -outputs % LANES))
-    whole = len(padded) // PANEL * PANEL
-    parts = [padded[:whole].view(-1, PANEL, inputs // 2, 2), padded[whole:].view(1, -1, inputs // 2, 2)]
-    return torch.cat([part.transpose(1, 2).flatten() for part in parts if part.numel()])
+    """Weights [.., O, I] as product.h says, one after another, flat; without a copy besides."""
+    outputs, inputs = weight.shape[-2:]
+    whole, rest = outputs // PANEL * PANEL, outputs % PANEL
+    width = rest + -rest % LANES  # of the last panel
+    packed = weight.new_zeros(weight[..., 0, 0].numel(), (whole + width) * inputs)
+    for one, to in zip(weight.detach().reshape(-1, outputs, inputs), packed, strict=True):
+        panels = to[: whole * inputs].view(-1, inputs // 2, PANEL, 2)
+        panels.copy_(one[:whole].view(-1, PANEL, inputs // 2, 2).transpose(1, 2))
+        last = to[whole * inputs :].view(inputs // 2, width, 2)
+        last[:, :rest] = one[whole:].view(rest, inputs // 2, 2).transpose(0, 1)
+    return packed.flatten()
