@@ -27,6 +27,7 @@ from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.request import Decoding, Request
 from zaya_core.layout import template
+from zaya_core.model.forms import for_serving
 from zaya_core.model.init import random_tensors
 from zaya_core.model.load import meta_model
 from zaya_core.model.serving import ServingModel
@@ -103,7 +104,7 @@ def our_model(config: ModelConfig) -> ServingModel:
     model = meta_model(config)
     model.load_state_dict(dict(random_tensors(config, seed=0, dtype=torch.bfloat16)), assign=True, strict=False)
     model.lm_head.weight = model.model.embed_tokens.weight
-    return ServingModel(model)
+    return for_serving(model)
 
 
 def their_model(config: ModelConfig) -> torch.nn.Module:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from zaya_core.config import ModelConfig
+from zaya_core.model.forms import for_serving
 from zaya_core.model.load import meta_model
 from zaya_core.model.serving import ServingModel
-from zaya_core.model.static import for_serving
 from zaya_core.runtime import keep_freed_pages
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from zaya_core.config import ModelConfig
 from zaya_core.io.checkpoint import Checkpoint, assign_tensor, load_weights, stored_tensors
 from zaya_core.io.source import Source
 from zaya_core.model.decoder import Zaya
+from zaya_core.model.forms import for_serving
 from zaya_core.model.serving import ServingModel
-from zaya_core.model.static import for_serving
 from zaya_core.runtime import available_memory_bytes, keep_freed_pages
 
 PACKED_SHARE = 0.8  # of the memory that is free

@@ -87,7 +87,7 @@ class Pool:
         self._rows: list[Row] = []
         self._at = torch.arange(0)
         self.parts: list[Part] = []
-        self.layers: list[LayerPool] = []
+        self._layers: list[LayerPool] = []
 
     @property
     def num_past(self) -> int:
@@ -138,9 +138,9 @@ class Pool:
         row.length, row.marks = length, {at: tails for at, tails in source.marks.items() if at <= length}
 
     def layout(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
-        """The slots of one forward [1, T]: each row's step after its history, end to end. Makes `layers` ready for it."""
+        """The slots of one forward [1, T]: each row's step after its history, end to end."""
         layout = self._placed(steps)
-        self._make_layers(self.num_past + layout.position.shape[1])
+        self._begin(self.num_past + layout.position.shape[1])
         return layout.to(self.device)
 
     def _placed(self, steps: Sequence[tuple[Row, Layout]]) -> Layout:
@@ -155,12 +155,25 @@ class Pool:
         self._at = torch.tensor([at for row, _ in steps for at in range(*self._tail(row).indices(self.max_rows * HISTORY))])
         return side_by_side([step for _, step in steps], [row.length for row, _ in steps])
 
-    def _make_layers(self, end: int) -> None:
-        """All views that a forward needs: made here in one go, they cost a fraction of what they cost layer by layer."""
-        groups, num_past = self.config.num_key_value_heads, self.num_past
+    def _begin(self, end: int) -> None:
+        """Room for a forward's time steps, with the rows' tails before them."""
         if self.joined.shape[1] < end or self.joined is self.tails:
             self.joined = self.tails.new_empty(self.tails.shape[0], end, self.tails.shape[2])
-        self.joined[:, :num_past] = self.tails[:, self._at]
+        self.joined[:, : self.num_past] = self.tails[:, self._at]
+        self._layers = []
+
+    @property
+    def storage(self) -> tuple[Tensor, Tensor]:
+        """All of a forward's time steps [L, .., W], tails first, and of K and V [L, 2 G, slots, N]."""
+        return self.joined, self._stored
+
+    @property
+    def layers(self) -> list[LayerPool]:
+        """The same, layer by layer: made in one go, these views cost a fraction of what they cost one by one."""
+        if self._layers:
+            return self._layers
+        groups, num_past = self.config.num_key_value_heads, self.num_past
+        end = num_past + self.parts[-1].slots.stop
         keys, values = self._stored[:, None, :groups], self._stored[:, None, groups:]
         into = [zip(keys[:, 0, :, p.staged].unbind(), values[:, 0, :, p.staged].unbind(), strict=True) for p in self.parts]
         each = (
@@ -169,7 +182,8 @@ class Pool:
             zip(*into, strict=True),
             zip(keys.unbind(), values.unbind(), strict=True),
         )
-        self.layers = [LayerPool(joined, fresh, self.parts, slots, all_) for joined, fresh, slots, all_ in zip(*each, strict=True)]
+        self._layers = [LayerPool(joined, fresh, self.parts, slots, all_) for joined, fresh, slots, all_ in zip(*each, strict=True)]
+        return self._layers
 
     def view(self, layout: Layout, window: int | None) -> View:
         """Who sees whom in this forward."""

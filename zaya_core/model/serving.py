@@ -52,6 +52,7 @@ class ServingModel:
         for index, layer in enumerate(decoder.layers):
             self.layers.append(ServingLayer(self.config, layer, self.config.layer_types[index], packs=packs))
             layer.to("meta")
+        self.empty = torch.stack([layer.attention.empty for layer in self.layers])
 
     @torch.inference_mode()
     def __call__(self, token_ids: Tensor, layout: Layout, pool: Pool, routing: list[Tensor] | None = None) -> Tensor:
@@ -75,9 +76,7 @@ class ServingModel:
 
     def new_pool(self, num_slots: int, *, max_rows: int = 1, marks: bool = False) -> Pool:
         """An empty pool for this model."""
-        return Pool(
-            self.config, torch.stack([layer.attention.empty for layer in self.layers]), num_slots, max_rows=max_rows, marks=marks
-        )
+        return Pool(self.config, self.empty, num_slots, max_rows=max_rows, marks=marks)
 
     def turns(self, position: Tensor) -> dict[str, Tensor]:
         """What rotates the pairs of a head at each position [1, T], by kind of layer: complex [T, N / 2]."""

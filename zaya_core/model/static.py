@@ -15,7 +15,6 @@ from torch import Tensor
 
 from zaya_core.config import ModelConfig
 from zaya_core.layout import HISTORY, Layout
-from zaya_core.model.decoder import Zaya
 from zaya_core.model.pool import Pool, Row
 from zaya_core.model.serving import ServingModel, Step, taps_of
 from zaya_core.ops.products import padded
@@ -154,11 +153,6 @@ class StaticModel(ServingModel):
         """An empty pool for this model."""
         empty = torch.stack([layer.attention.empty for layer in self.layers])
         return StaticPool(self.config, empty, num_slots, max_rows=max_rows, marks=marks)
-
-
-def for_serving(model: Zaya, *, packs: bool = True) -> ServingModel:
-    """A network laid out for decoding where its weights are: `model` is empty afterwards."""
-    return (StaticModel if model.device.type == "cuda" else ServingModel)(model, packs=packs)
 
 
 class Program:

@@ -1,0 +1,13 @@
+"""Which form of the network decodes: the fastest that its weights, their dtype and the machine allow."""
+
+from zaya_core.model.decoder import Zaya
+from zaya_core.model.native import NativeModel, why_not
+from zaya_core.model.serving import ServingModel
+from zaya_core.model.static import StaticModel
+
+
+def for_serving(model: Zaya, *, packs: bool = True) -> ServingModel:
+    """A network laid out for decoding where its weights are: `model` is empty afterwards. Without `packs` they stay as they lie."""
+    if model.device.type == "cuda":
+        return StaticModel(model, packs=packs)
+    return NativeModel(model) if packs and why_not(model) is None else ServingModel(model, packs=packs)
