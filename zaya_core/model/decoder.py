@@ -120,7 +120,7 @@ class Zaya(nn.Module):
         if self.device.type != "cpu":
             raise ConfigError(
                 f"this network is on {self.device}, expected the CPU to decode as it is",
-                hint="zaya_core.model.static.for_serving(model) lays it out for the GPU",
+                hint="zaya_core.model.forms.for_serving(model) lays it out for the GPU",
             )
         empty = [empty_step(self.config, layer.self_attn.qkv_proj.v_proj_delayed) for layer in self.model.layers]
         return Pool(self.config, torch.stack(empty), num_slots, max_rows=max_rows, marks=marks)
