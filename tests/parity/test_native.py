@@ -11,6 +11,7 @@ from tests.models import TINY, random_ids, random_model
 from tests.sequences import Sequence
 from zaya_core.config import ModelConfig, Rope, Tidar
 from zaya_core.layout import template
+from zaya_core.model.forms import for_serving
 from zaya_core.model.native import NativeModel, packed_weight, why_not
 from zaya_core.model.pool import Pool
 from zaya_core.model.serving import ServingModel
