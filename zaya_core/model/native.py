@@ -20,7 +20,13 @@ ALONE = 2**20  # products of one layer below which threads wait for each other l
 
 def serving_model(model: Zaya, *, packs: bool = True) -> ServingModel:
     """The network laid out for decoding, by whatever is fastest here. Takes the weights over, as ServingModel does."""
-    return NativeModel(model) if packs and why_not(model) is None else ServingModel(model, packs=packs)
+    why = why_not(model) if packs else "its packed weights need more memory than is free"
+    if why is None:
+        return NativeModel(model)
+    serving = ServingModel(model, packs=packs)
+    if serving.dtype == torch.bfloat16 and serving.device.type == "cpu":
+        serving.remark = f"bfloat16 by torch, which is slower than the native kernels: {why}"
+    return serving
 
 
 def why_not(model: Zaya) -> str | None:
