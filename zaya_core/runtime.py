@@ -116,6 +116,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept between runs: $ZAYA_CACHE or ~/.cache/zaya."""
+    return Path(os.environ.get("ZAYA_CACHE") or Path.home() / ".cache" / "zaya")
+
+
 def versions() -> dict[str, Any]:
     """What a certificate should say about the software that made it."""
     import safetensors

@@ -28,6 +28,7 @@ from zaya_core.engine.draft import Proposals, Verifier
 from zaya_core.engine.request import Decoding, Final, Request
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.model.load import load_serving
+from zaya_core.model.native import NativeModel
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
 from zaya_core.runtime import DTYPES
@@ -125,6 +126,8 @@ def differences(
             numbers.append(number)
             pairs = enumerate(zip(ours, theirs, strict=False))
             places.append(next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs))))
+    if isinstance(model, NativeModel):  # to the bit the same in any company: a difference is a mistake, and cannot be rounding's
+        return [Difference(*each, None) for each in zip(numbers, places, strict=True)]
     causes = _causes(model, requests, numbers, engines[1](model, **size)) if numbers else []
     return [Difference(*each) for each in zip(numbers, places, causes, strict=True)]
 

@@ -11,6 +11,7 @@ from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.engine.batch import Engine
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.model.load import load_serving
+from zaya_core.model.native import NativeModel
 
 
 class Leaky:
@@ -42,6 +43,13 @@ def requests(model):
 
 def test_requests_in_company_are_what_they_are_alone(model, requests):
     assert all(one.is_excused for one in differences(model, requests, rows=4))
+
+
+def test_in_bfloat16_by_native_kernels_no_bit_differs(requests):
+    model = load_serving(Checkpoint.open(BUNDLED), dtype=torch.bfloat16, device=torch.device("cpu"))
+    if not isinstance(model, NativeModel):
+        pytest.skip("this machine has no native kernels")
+    assert differences(model, requests, rows=4) == []
 
 
 def test_what_is_no_rounding_is_not_excused(model, requests):

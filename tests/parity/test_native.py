@@ -156,15 +156,18 @@ def test_a_product_is_the_product(rows, shape):
 
 
 def test_what_does_not_fit_runs_in_torch():
-    """Other dtypes and head widths; and in bfloat16 the weights are there once."""
+    """Other dtypes and head widths, and too little memory; in bfloat16 it says so."""
     assert type(for_serving(random_model(BASE))) is ServingModel
     assert why_not(random_model(TINY, dtype=torch.bfloat16)) == "a head has 8 dims"
-    assert type(for_serving(random_model(BASE, dtype=torch.bfloat16), packs=False)) is ServingModel
+    plain = for_serving(random_model(BASE, dtype=torch.bfloat16), packs=False)
+    assert type(plain) is ServingModel
+    assert plain.remark is not None
+    assert native_model(BASE).remark is None
 
 
 def test_without_a_compiler_it_says_why(tmp_path):
     code = "from zaya_core.ops import native; print(native.library())"
-    environment = {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    environment = {"CC": "no-such-compiler", "ZAYA_CACHE": str(tmp_path), "PYTHONPATH": os.getcwd()}
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "Missing(why='there is no C compiler')"
     assert not list(tmp_path.iterdir())
@@ -172,7 +175,7 @@ def test_without_a_compiler_it_says_why(tmp_path):
 
 def test_two_processes_may_build_it_at_once(tmp_path):
     code = "from zaya_core.ops import native; print(type(native.library()).__name__)"
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"ZAYA_CACHE": str(tmp_path), "PYTHONPATH": os.getcwd()}
     runs = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [run.communicate()[0].strip() for run in runs] == ["CDLL", "CDLL"]
-    assert [path.suffix for path in (tmp_path / "zaya").iterdir()] == [".so"]
+    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".so"]

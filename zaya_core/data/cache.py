@@ -7,7 +7,6 @@ that is deleted is made again, bit for bit.
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from zaya_core.data.documents import Documents, Example
 from zaya_core.data.sources import STDLIB, STDLIB_HELD_OUT, source_files, standard_library
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.io.files import publish, read_json, write_json
+from zaya_core.runtime import cache_root
 
 FORMAT = 1  # of the directory and of the rules that make it
 IDS, WEIGHTS, LENGTHS, META = "token_ids.bin", "weights.bin", "lengths.npy", "meta.json"
@@ -31,8 +31,7 @@ def cache_directory(source: str, tokenizer: TextTokenizer, template: str, rules:
     known = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     digest = hashlib.sha256((tokenizer.directory / "tokenizer.json").read_bytes())
     digest.update(json.dumps([FORMAT, source, known, template, tokenizer.settings, rules], sort_keys=True).encode())
-    root = Path(os.environ.get("ZAYA_CACHE") or Path.home() / ".cache" / "zaya")
-    return root / "tokens" / digest.hexdigest()[:32]
+    return cache_root() / "tokens" / digest.hexdigest()[:32]
 
 
 def write_documents(

@@ -40,6 +40,8 @@ class Step:
 class ServingModel:
     """`model(token_ids, layout, pool, routing) -> hidden`, as `Zaya`, for layouts that a `Pool` made; [1, T] -> [1, T, D]."""
 
+    remark: str | None = None  # what the user should know about how it runs
+
     def __init__(self, model: Zaya, *, packs: bool = True) -> None:
         """Takes the weights over layer by layer: `model` is empty afterwards. Without `packs` they stay as they lie in memory."""
         self.config, self.dtype, self.device = model.config, model.dtype, model.device

@@ -89,6 +89,8 @@ class Opened:
         """What runs, and which of its options do nothing."""
         dtype = str(model.dtype).removeprefix("torch.")
         yield Note(f"{self.checkpoint.path.name}: {config.sampler}, {dtype} on {model.device}")
+        if model.remark:
+            yield Note(model.remark)
         for flag in idle_flags(config):
             yield Note(f"{flag} has no effect with --sampler {config.sampler}")
 

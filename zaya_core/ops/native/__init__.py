@@ -1,7 +1,7 @@
 """The serving network's forward as C of our own, for CPUs that multiply bfloat16 pairs (AVX512-BF16): compiled at its first use.
 
 `library()` has the compiled functions or says why there are none. It needs a C compiler and torch's OpenMP, which it shares: two
-pools of threads would wait for each other's cores. The binary lies in the user's cache under a hash of all that made it.
+pools of threads would wait for each other's cores. The binary lies in the cache under a hash of all that made it.
 """
 
 import ctypes
@@ -9,13 +9,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from zaya_core.runtime import cpu_flags
+from zaya_core.runtime import cache_root, cpu_flags
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 NEEDS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma")
@@ -107,11 +106,10 @@ def _built(compiler: str, openmp: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = [version, openmp, *FLAGS, *(source.read_text() for source in SOURCES)]
     name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zaya"
-    target = directory / f"native-{name}.so"
+    directory = cache_root() / "native"
+    target = directory / f"{name}.so"
     if not target.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        print("compiling the kernels for this CPU, once", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=directory) as own:
             objects, binary = Path(own) / "forward.o", Path(own) / "forward.so"
             source = Path(__file__).parent / "forward.c"

@@ -104,9 +104,13 @@ static void weigh(Softmax *s, int64_t r, const __mmask16 seen[VECTORS], float sc
         total = _mm512_add_ps(total, weight);
         store_rounded(s->weights[r] + v * LANES, 0xFFFF, weight);
     }
+    float sum = _mm512_reduce_add_ps(total);
+    if (highest == s->top[r]) {
+        s->total[r] += sum;
+        return;
+    }
     __m512 kept = exp_of(_mm512_sub_ps(_mm512_set1_ps(s->top[r]), top));
-    s->total[r] = s->total[r] * _mm512_cvtss_f32(kept) + _mm512_reduce_add_ps(total);
-    if (highest == s->top[r]) return;
+    s->total[r] = s->total[r] * _mm512_cvtss_f32(kept) + sum;
     s->top[r] = highest;
     for (int64_t dim = 0; dim < width; dim += LANES) {
         float *sum = s->weighted[dim / PANEL][r] + dim % PANEL;
