@@ -29,5 +29,5 @@ zaya extend-context "$work/mid" "$work/long" --data "$work/far.jsonl:0.5" --data
   --seq-len 2048 --batch-size 2 --stages 1024:0.5,2048:0.5 --max-steps 24 --lr 5e-3 --lr-scheduler constant
 [ "${LAST:-sft}" = sft ] || exit 0
 zaya sft "$work/long" "$work/tiny" --data "$work/tasks.jsonl:0.85" --data "$work/code.jsonl:0.15" \
-  --max-steps 1430 --lr 6e-3 --lr-scheduler cosine --min-lr-ratio 0.02 --eval-rows 16 "${train[@]}"
+  --max-steps 1770 --lr 6e-3 --lr-scheduler cosine --min-lr-ratio 0.02 --eval-rows 16 "${train[@]}"
 echo "done: $work/tiny (copy its files, without checkpoints/, run.json and metrics.jsonl, to zaya_core/assets/tiny)"
