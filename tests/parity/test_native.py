@@ -155,6 +155,18 @@ def test_a_product_is_the_product(rows, shape):
     assert float((out - exact).abs().max() / exact.abs().max()) < 1e-6
 
 
+def test_a_weight_that_is_no_number_is_not_hidden():
+    """As the engine's check of the logits needs it: an exponential of nan must not be a number."""
+    model = random_model(BASE, dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        for part in (layer.self_attn.qkv_proj.v_proj_current, layer.self_attn.qkv_proj.v_proj_delayed):
+            part.weight.mul_(0.01)  # so that no sum of values overflows, which would be seen
+    model.model.layers[0].self_attn.qkv_proj.q_proj.weight[0, 0] = torch.nan
+    network = for_serving(model)
+    assert isinstance(network, NativeModel)
+    assert Sequence(network).step(random_ids(BASE, 1, 7), 7).isnan().all()
+
+
 def test_what_does_not_fit_runs_in_torch():
     """Other dtypes and head widths, and too little memory; in bfloat16 it says so."""
     assert type(for_serving(random_model(BASE))) is ServingModel

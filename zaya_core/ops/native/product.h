@@ -105,9 +105,10 @@ INLINED void store_rounded(bf16 *to, __mmask16 lanes, __m512 x) {
 
 INLINED __m512 widened(__m256i x) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
 
-// exp, as 2^n times a polynomial of the rest, to 2 ulp; of at least -104 and at most 88, where float32 ends.
+// exp, as 2^n times a polynomial of the rest, to 2 ulp; of at least -104 and at most 88, where float32 ends. Of nan it is nan: where
+// one operand is that, min and max take the second.
 INLINED __m512 exp_of(__m512 x) {
-    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88)), _mm512_set1_ps(-104));
+    x = _mm512_max_ps(_mm512_set1_ps(-104), _mm512_min_ps(_mm512_set1_ps(88), x));
     __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
     __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
     rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
