@@ -96,7 +96,7 @@ def library() -> ctypes.CDLL | Missing:
         return Missing("torch's OpenMP library was not found")
     try:
         return _checked(ctypes.CDLL(str(_built(compiler, openmp))))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip().splitlines()[-1:] if isinstance(error, subprocess.CalledProcessError) else []
         return Missing(" ".join([f"{compiler} could not make it: {error}", *said]))
 
