@@ -174,9 +174,10 @@ class Program:
         self.numbers.copy_(numbers, non_blocking=True)
         # The first run was the warm-up: kernels are compiled and libraries have their workspaces.
         if self.graph is None and self.has_run and model.captures:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool.graph_memory, capture_error_mode="thread_local"):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool.graph_memory, capture_error_mode="thread_local"):
                 self._run(model, pool)
+            self.graph = graph  # now that it is whole: where memory ended meanwhile, the next forward tries again
         if self.graph is None:
             self._run(model, pool)
         else:
