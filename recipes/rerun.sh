@@ -8,6 +8,7 @@ work=$(cd "$work" && pwd)
 cd "$(dirname "$0")/.."
 [ -d "$work/mid" ] || cp -r recipes/data/tiny-mid "$work/mid"
 LAST=extend-context recipes/tiny.sh "$work"
+EXTRAS=${EXTRAS:-[eval]} # as tiny.sh: nothing is installed twice
 . recipes/setup.sh
 python - "$work/long/report.json" <<'EOF'
 import json, sys
