@@ -14,7 +14,7 @@ from itertools import cycle, islice
 
 from reasoning_gym.arithmetic.leg_counting import ANIMALS as LEGS
 
-from zaya_core.evaluation.gym import answer_in, training_rows
+from zaya_core.evaluation.gym import answer_in, heldout_problems, training_rows
 
 TASKS: dict[str, dict[str, int]] = {
     "chain_sum": {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1},
@@ -22,6 +22,10 @@ TASKS: dict[str, dict[str, int]] = {
     "number_filtering": {"min_numbers": 3, "max_numbers": 6, "min_decimals": 0, "max_decimals": 0},
     "family_relationships": {},
     "needle_haystack": {"min_num_statements": 2, "max_num_statements": 5},
+}
+ASKED: dict[str, dict[str, int]] = TASKS | {  # by recipes/eval.sh: of two tasks the smaller problems
+    "number_filtering": TASKS["number_filtering"] | {"max_numbers": 3},
+    "family_relationships": {"min_family_size": 3, "max_family_size": 4},
 }
 TURNS = ("chain_sum", "leg_counting", "chain_sum", "number_filtering", "chain_sum", "family_relationships", "needle_haystack")
 HELDOUT = 200  # problems of a task that recipes/eval.sh asks
@@ -125,11 +129,17 @@ WORKED: dict[str, Callable[[str, str], str]] = {
 def rows(count: int) -> Iterator[dict[str, str]]:
     """`count` rows, the tasks in `TURNS`: sums are short, and take longest to learn. No row is a problem of `recipes/eval.sh`."""
     turns = list(islice(cycle(TURNS), count))
-    each = {task: training_rows(task, options, turns.count(task), heldout=HELDOUT) for task, options in TASKS.items()}
+    each = {task: _not_asked(task, turns.count(task)) for task in TASKS}
     for task in turns:
         row = next(each[task])
         answer = answer_in(row["completion"])
         yield {"prompt": row["prompt"], "completion": f"{WORKED[task](row['prompt'].strip(), answer)}\nAnswer: {answer}"}
+
+
+def _not_asked(task: str, count: int) -> Iterator[dict[str, str]]:
+    asked = {problem.prompt for problem in heldout_problems(task, ASKED[task], HELDOUT)}
+    made = training_rows(task, TASKS[task], count + HELDOUT, heldout=HELDOUT)
+    return (row for row in made if row["prompt"] not in asked)
 
 
 def main(out: str, count: str) -> None:

@@ -3,7 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
-from recipes.tasks import HELDOUT, TASKS, TURNS, rows
+from recipes.tasks import ASKED, HELDOUT, TURNS, rows
 from zaya_core.evaluation.gym import answer_in, heldout_problems, read_task
 
 EVAL = Path(__file__).parents[2] / "recipes" / "eval.sh"
@@ -25,6 +25,6 @@ def test_worked_answers_end_in_an_answer_of_their_own_reasoning():
 
 def test_eval_asks_these_tasks_and_no_row_is_asked():
     asked = [line.strip() for line in EVAL.read_text().splitlines() if line.strip().startswith("reasoning-gym:")]
-    assert dict(read_task(task.removeprefix("reasoning-gym:")) for task in asked) == TASKS
-    held = {problem.prompt for name, options in TASKS.items() for problem in heldout_problems(name, options, HELDOUT)}
+    assert dict(read_task(task.removeprefix("reasoning-gym:")) for task in asked) == ASKED
+    held = {problem.prompt for name, options in ASKED.items() for problem in heldout_problems(name, options, HELDOUT)}
     assert not held & {row["prompt"] for row in rows(500)}

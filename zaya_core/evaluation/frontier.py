@@ -22,6 +22,7 @@ def save_frontier(path: Path, rows: list[dict[str, Any]], *, title: str) -> None
     figure.suptitle(title)
     for axes, speed in zip(figure.subplots(1, 2, sharey=True), SPEEDS, strict=True):
         _draw(axes, rows, speed)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
@@ -54,7 +55,6 @@ def _draw(axes: "Axes", rows: list[dict[str, Any]], speed: str) -> None:
     axes.set(xlabel=speed, ylabel="pass@1", ylim=(0, 1))
     axes.set_xlim(0, 1.15 * max((row[speed] for row in rows), default=1))  # names stand right of their points
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def _reach(row: dict[str, Any]) -> tuple[float, float]:
