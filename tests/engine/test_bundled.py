@@ -37,7 +37,7 @@ def test_it_is_small_and_whole():
     while paper is not None:
         stages.append(paper["stage"])
         paper = paper["parent"] and paper["parent"]["certificate"]
-    assert stages == ["midtrain-tidar", "convert", "midtrain-ar", "init"]
+    assert stages == [*["sft"] * 4, "extend-context", "midtrain-tidar", "convert", "midtrain-ar", "init"]
 
 
 def test_greedy_lossless_is_greedy_ar_in_float64():

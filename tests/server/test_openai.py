@@ -9,6 +9,9 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
+from zaya_core.assets import BUNDLED
+from zaya_core.data.tokenizer import TextTokenizer
+
 CODE = "import os\n"
 HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -110,10 +113,13 @@ def test_prompts_as_token_ids(server):
     assert twice[0].text == twice[1].text
 
 
-def _ids(written):
-    from zaya_core.assets import BUNDLED
-    from zaya_core.data.tokenizer import TextTokenizer
+def _spelled() -> dict[str, int]:
+    """The id of each token's own text."""
+    tokenizer = TextTokenizer(BUNDLED)
+    return {tokenizer.backend.decode([token_id], skip_special_tokens=False): token_id for token_id in range(tokenizer.num_ids)}
 
+
+def _ids(written):
     return TextTokenizer(BUNDLED).encode(written, special=False)
 
 
@@ -152,7 +158,8 @@ def test_a_prompts_own_likelihood(server):
     assert all(token in tops for token, tops in zip(logprobs.tokens[1:], logprobs.top_logprobs[1:], strict=True))
     # What the engine says of tokens that it generates is what scoring says of the same tokens in a prompt.
     generated = text(server, logprobs=1, max_tokens=12, prompt=[2, *_ids(CODE)])
-    ids = [2, *_ids(CODE + generated.choices[0].text)]
+    # One by one: what is drawn need not be how its own text is tokenised.
+    ids = [2, *_ids(CODE), *(_spelled()[token] for token in generated.choices[0].logprobs.tokens)]
     scored = text(server, prompt=ids, echo=True, logprobs=1, max_tokens=0).choices[0].logprobs
     assert scored.tokens[4:] == generated.choices[0].logprobs.tokens
     assert scored.token_logprobs[4:] == pytest.approx(generated.choices[0].logprobs.token_logprobs, abs=1e-3)

@@ -164,7 +164,7 @@ class Terminal:
         return before
 
     def type(self, text):
-        time.sleep(0.2)  # as people do: Ctrl-C flushes what the terminal has not shown yet
+        time.sleep(1)  # as people do: Ctrl-C flushes what the terminal has not shown yet, and readline may not listen before
         os.write(self.descriptor, text.encode())
 
     def exit_code(self):
