@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from recipes.bench.table import ways_also
 from recipes.tasks import ASKED
 from zaya_core.assets import BUNDLED
 from zaya_core.data.tokenizer import TextTokenizer
@@ -67,11 +68,7 @@ def ways_of(checkpoint: Checkpoint, end_id: int, also: str) -> dict[str, Decodin
     assert tidar is not None, "a converted checkpoint"
     ar = Decoding(MAX_NEW, Sampler(1.0), forbidden=(tidar.mask_token_id,), end_ids=frozenset([end_id]))
     lossless = replace(ar, proposals=Proposals(3), block_length=tidar.block_length, verify_length=tidar.block_length)
-    ways = {"ar": ar, "lossless": lossless, "mix": replace(lossless, verifier=Verifier(0.5))}
-    for pair in filter(None, also.split(",")):
-        count, verify = map(int, pair.split(":"))
-        ways[f"lossless {pair}"] = replace(lossless, proposals=Proposals(count), verify_length=verify)
-    return ways
+    return {"ar": ar, "lossless": lossless, "mix": replace(lossless, verifier=Verifier(0.5)), **dict(ways_also(lossless, also))}
 
 
 def answered(model: ServingModel, prompts: list[list[int]], how: Decoding, *, batch: int, seed: int) -> tuple[int, int, float]:

@@ -85,10 +85,15 @@ def _ways(
     settings, _ = measured_settings(model, drafting, checkpoint, batch=batch, context=length + tokens)
     chosen = tuned(drafting, settings, batch=batch, num_prompt_tokens=length)
     yield f"auto: {f'{chosen.proposals.count}:{chosen.verify_length}' if chosen.block_length else 'ar'}", chosen
+    yield from ways_also(drafting, also)
+    yield "mix", replace(drafting, verifier=Verifier(0.5))
+
+
+def ways_also(drafting: Decoding, also: str) -> Iterator[tuple[str, Decoding]]:
+    """Those that `--also` names as PROPOSALS:BLOCK."""
     for pair in filter(None, also.split(",")):
         count, verify = map(int, pair.split(":"))
         yield f"lossless {pair}", replace(drafting, proposals=Proposals(count), verify_length=verify)
-    yield "mix", replace(drafting, verifier=Verifier(0.5))
 
 
 def measured(
