@@ -143,6 +143,7 @@ class Terminal:
         self.seen = ""
         self.pid, self.descriptor = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background inherit that it is ignored
             environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
             os.execve(sys.executable, [sys.executable, "-m", "zaya_cli", *arguments], environment)
 
@@ -164,7 +165,7 @@ class Terminal:
         return before
 
     def type(self, text):
-        time.sleep(1)  # as people do: Ctrl-C flushes what the terminal has not shown yet, and readline may not listen before
+        time.sleep(0.2)  # as people do: Ctrl-C flushes what the terminal has not shown yet
         os.write(self.descriptor, text.encode())
 
     def exit_code(self):
