@@ -44,7 +44,6 @@ def differences(dtype: torch.dtype, count: int, tokens: int) -> list[float]:
         Sampler(0.0),
         proposals=Proposals(3),
         block_length=tidar.block_length,
-        verify_length=tidar.block_length,
         forbidden=(tidar.mask_token_id,),
     )
     prompts = held_out_windows(TextTokenizer(checkpoint.path), count)

@@ -67,7 +67,7 @@ def ways_of(checkpoint: Checkpoint, end_id: int, also: str) -> dict[str, Decodin
     tidar = checkpoint.config.tidar
     assert tidar is not None, "a converted checkpoint"
     ar = Decoding(MAX_NEW, Sampler(1.0), forbidden=(tidar.mask_token_id,), end_ids=frozenset([end_id]))
-    lossless = replace(ar, proposals=Proposals(3), block_length=tidar.block_length, verify_length=tidar.block_length)
+    lossless = replace(ar, proposals=Proposals(3), block_length=tidar.block_length)
     return {"ar": ar, "lossless": lossless, "mix": replace(lossless, verifier=Verifier(0.5)), **dict(ways_also(lossless, also))}
 
 

@@ -70,7 +70,7 @@ def taken(model: ServingModel, length: int, *, tokens: int, rest: int) -> Taken:
     prompt = torch.randint(16, config.vocab_size, (length,), generator=generator).tolist()
     block = config.tidar.block_length
     forbidden = (config.tidar.mask_token_id,)
-    how = Decoding(tokens, Sampler(1.0), proposals=Proposals(3), block_length=block, verify_length=block, forbidden=forbidden)
+    how = Decoding(tokens, Sampler(1.0), proposals=Proposals(3), block_length=block, forbidden=forbidden)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     began, read = time.perf_counter(), 0.0
     for _ in decode(model, prompt, how, SeededChance(0)):

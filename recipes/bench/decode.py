@@ -263,7 +263,7 @@ def decode_watched(directory: str, pipe: multiprocessing.connection.Connection) 
     checkpoint = Checkpoint.open(Path(directory))
     pipe.send(private_bytes(os.getpid()))
     model = load_serving(checkpoint, dtype=torch.bfloat16, device=torch.device("cpu"))
-    how = Decoding(32, Sampler(1.0), proposals=Proposals(3), block_length=BLOCK, verify_length=BLOCK, forbidden=(MASK,))
+    how = Decoding(32, Sampler(1.0), proposals=Proposals(3), block_length=BLOCK, forbidden=(MASK,))
     for _ in decode(model, list(range(20, 20 + PROMPT)), how, SeededChance(0)):
         pass
     pipe.send(2 * checkpoint.num_parameters)

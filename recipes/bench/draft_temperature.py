@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
         Sampler(options.temperature),
         proposals=Proposals(3),
         block_length=tidar.block_length,
-        verify_length=tidar.block_length,
         forbidden=(tidar.mask_token_id,),
     )
     print("| drafts at | lossless | less the text's own | mix | less the text's own |\n|---|---|---|---|---|")

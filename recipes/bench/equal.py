@@ -82,8 +82,7 @@ def _how(chance: random.Random, tidar: Tidar, prompt: list[int], *, sampler: str
         how,
         verifier=Verifier(1.0 if sampler == "lossless" else 0.5),
         proposals=Proposals(chance.choice([None, 0, 1, 2, 3, 3])),
-        block_length=tidar.block_length,
-        verify_length=chance.choice([2, 8, tidar.block_length, tidar.block_length]),
+        block_length=chance.choice([2, 8, tidar.block_length, tidar.block_length]),
         draft_temperature=chance.choice([None, None, 0.7]),
     )
 

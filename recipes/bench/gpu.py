@@ -220,7 +220,7 @@ def way(new_tokens: int, *, temperature: float = 0.0, mix_weight: float | None =
     if mix_weight is None:
         return plain
     proposals = Proposals(PROPOSALS)
-    return replace(plain, verifier=Verifier(mix_weight), proposals=proposals, block_length=BLOCK, verify_length=BLOCK)
+    return replace(plain, verifier=Verifier(mix_weight), proposals=proposals, block_length=BLOCK)
 
 
 def prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:

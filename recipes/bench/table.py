@@ -80,11 +80,11 @@ def _ways(
     if checkpoint.config.tidar is None:
         return
     block = tidar.block_length
-    drafting = replace(own, proposals=Proposals(3), block_length=block, verify_length=block)
+    drafting = replace(own, proposals=Proposals(3), block_length=block)
     yield "lossless", drafting
     settings, _ = measured_settings(model, drafting, checkpoint, batch=batch, context=length + tokens)
     chosen = tuned(drafting, settings, batch=batch, num_prompt_tokens=length)
-    yield f"auto: {f'{chosen.proposals.count}:{chosen.verify_length}' if chosen.block_length else 'ar'}", chosen
+    yield f"auto: {f'{chosen.proposals.count}:{chosen.block_length}' if chosen.block_length else 'ar'}", chosen
     yield from ways_also(drafting, also)
     yield "mix", replace(drafting, verifier=Verifier(0.5))
 
@@ -92,8 +92,8 @@ def _ways(
 def ways_also(drafting: Decoding, also: str) -> Iterator[tuple[str, Decoding]]:
     """Those that `--also` names as PROPOSALS:BLOCK."""
     for pair in filter(None, also.split(",")):
-        count, verify = map(int, pair.split(":"))
-        yield f"lossless {pair}", replace(drafting, proposals=Proposals(count), verify_length=verify)
+        count, block = map(int, pair.split(":"))
+        yield f"lossless {pair}", replace(drafting, proposals=Proposals(count), block_length=block)
 
 
 def measured(

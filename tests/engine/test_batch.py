@@ -47,8 +47,7 @@ def mixed_requests(config, count: int, seed: int = 0) -> list[Request]:
                 how,
                 verifier=Verifier(chance.choice([1.0, 0.5])),
                 proposals=Proposals(chance.choice([None, 0, 1, 2])),
-                block_length=BLOCK,
-                verify_length=chance.choice([2, BLOCK]),
+                block_length=chance.choice([2, BLOCK]),
                 draft_temperature=chance.choice([None, 0.7]),
             )
         prompt = random_ids(config, 1, chance.randint(1, 70), seed=number)[0].tolist()
@@ -111,9 +110,7 @@ def test_long_prompts_leave_room_for_short_ones():
 def test_experts_are_those_of_a_whole_forward(network):
     """Router replay: the choices of prompt and text, less the last token, whatever was drafted and rejected on the way."""
     prompt = random_ids(network.config, 1, 40)[0].tolist()
-    how = Decoding(
-        20, Sampler(2.0), proposals=Proposals(2), block_length=BLOCK, verify_length=BLOCK, forbidden=(4,), return_experts=True
-    )
+    how = Decoding(20, Sampler(2.0), proposals=Proposals(2), block_length=BLOCK, forbidden=(4,), return_experts=True)
     parts = list(decode(network, prompt, how, SeededChance(1)))
     experts = torch.cat([part.experts for part in parts])
     ids = prompt + [final.token_id for part in parts for final in part.finals]
@@ -126,9 +123,7 @@ def test_experts_are_those_of_a_whole_forward(network):
 
 def test_top_logprobs_are_the_likeliest_of_the_ar_row(network):
     prompt = random_ids(network.config, 1, 9)[0].tolist()
-    how = Decoding(
-        12, Sampler(), proposals=Proposals(2), block_length=BLOCK, verify_length=BLOCK, forbidden=(4,), num_top_logprobs=3
-    )
+    how = Decoding(12, Sampler(), proposals=Proposals(2), block_length=BLOCK, forbidden=(4,), num_top_logprobs=3)
     finals = alone(network, Request(prompt, how, SeededChance(0)), 0)
     ids = prompt + [final.token_id for final in finals]
     hidden = Sequence(network, None).step(torch.tensor([ids]), len(ids))[0, len(prompt) - 1 : -1]
@@ -141,7 +136,7 @@ def test_top_logprobs_are_the_likeliest_of_the_ar_row(network):
 
 def test_drafts_are_told_as_they_are(network):
     """What a forward judged is what the one before drafted; accepted drafts are the text."""
-    how = Decoding(30, Sampler(3.0), Verifier(0.3), Proposals(2), BLOCK, BLOCK, forbidden=(4,))
+    how = Decoding(30, Sampler(3.0), Verifier(0.3), Proposals(2), BLOCK, forbidden=(4,))
     parts = list(decode(network, [5, 6, 7], how, SeededChance(3)))
     assert parts[0].drafted == ()
     for before, part in pairwise(parts):
@@ -163,9 +158,7 @@ def served(engine: Engine, requests: list[Request]) -> list[list[int]]:
 
 
 def drafting(prompt: list[int], seed: int, tokens: int = 20) -> Request:
-    how = Decoding(
-        tokens, Sampler(2.0), proposals=Proposals(2), block_length=BLOCK, verify_length=BLOCK, forbidden=(4,), num_top_logprobs=1
-    )
+    how = Decoding(tokens, Sampler(2.0), proposals=Proposals(2), block_length=BLOCK, forbidden=(4,), num_top_logprobs=1)
     return Request(prompt, how, SeededChance(seed))
 
 

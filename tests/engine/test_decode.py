@@ -25,14 +25,13 @@ def model(request):
     return random_model(CONFIGS[request.param].with_changes(tidar=Tidar(BLOCK, 4)), dtype=torch.float64)
 
 
-def settings(tokens=24, proposals=3, temperature=4.0, weight=1.0, ends=(), verify=BLOCK) -> Decoding:
+def settings(tokens=24, proposals=3, temperature=4.0, weight=1.0, ends=()) -> Decoding:
     return Decoding(
         max_new_tokens=tokens,
         sampler=Sampler(temperature),
         verifier=Verifier(weight),
         proposals=Proposals(proposals),
         block_length=BLOCK,
-        verify_length=verify,
         end_ids=frozenset(ends),
         forbidden=(4,),
     )

@@ -126,8 +126,7 @@ def decoding(block: int, tokens: int, vocab_size: int, proposals, **changes) -> 
         max_new_tokens=tokens,
         sampler=sampler,
         proposals=proposals,
-        block_length=block,
-        verify_length=changes.pop("verify_length", block),
+        block_length=changes.pop("block_length", block),
         forbidden=(vocab_size - 1,),
         **changes,
     )
@@ -141,7 +140,7 @@ CASES = {
     "block 4, levels 1 and 3": (3, 4, 5, Fixed(1, 3), {}),
     "block 3, level 2 only: sometimes no draft": (3, 3, 6, Fixed(2), {}),
     "block 4, two levels by the draft's own odds": (3, 4, 5, Proposals(2), {}),
-    "block 4, verifying 2": (3, 4, 6, Proposals(None), {"verify_length": 2}),
+    "trained for 4, blocks of 2": (3, 4, 6, Proposals(None), {"block_length": 2}),
     "top-k and top-p": (5, 2, 4, Proposals(None), {"sampler": Sampler(4.0, top_k=3, top_p=0.95)}),
     "min-p": (5, 2, 3, Proposals(None), {"sampler": Sampler(6.0, min_p=0.3)}),
     "repetition penalty": (4, 3, 4, Proposals(2), {"sampler": Sampler(2.5, repetition_penalty=1.8)}),

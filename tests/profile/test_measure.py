@@ -75,7 +75,7 @@ def test_timings_come_for_every_shape_in_order():
 
 def test_watching_does_not_change_the_tokens():
     model, prompt = network(torch.float64), random_ids(TINY, 1, 9)[0].tolist()
-    how = Decoding(12, Sampler(1.0), proposals=Proposals(None), block_length=4, verify_length=4, forbidden=(4,))
+    how = Decoding(12, Sampler(1.0), proposals=Proposals(None), block_length=4, forbidden=(4,))
 
     def tokens(through):
         return [final.token_id for part in decode(through, prompt, how, SeededChance(5)) for final in part.finals]

@@ -24,7 +24,6 @@ def settings(weight=1.0, temperature=0.0, ends=()):
         verifier=Verifier(weight),
         proposals=Proposals(2),
         block_length=4,
-        verify_length=4,
         forbidden=(4,),
         end_ids=frozenset(ends),
     )

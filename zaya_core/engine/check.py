@@ -48,7 +48,7 @@ def decoded(model: Network, request: Request) -> list[Final]:
 def greedy_difference(model: Network, prompt_ids: list[int], how: Decoding) -> Difference | None:
     """The first place where the drafts of `how` change its greedy tokens; None where they change none."""
     greedy = replace(how, sampler=replace(how.sampler, temperature=0.0))
-    plain = replace(greedy, proposals=Proposals(0), block_length=0, verify_length=1)
+    plain = replace(greedy, proposals=Proposals(0), block_length=0)
     lossless, ar = (
         [final.token_id for final in decoded(model, Request(prompt_ids, way, SeededChance(0)))] for way in (greedy, plain)
     )

@@ -22,9 +22,9 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode. `block_length` is the trained one, 0 drafts nothing (AR); at most `verify_length` tokens are verified at
-    once, from whole blocks all the same (tidar.md section 3). `end_ids` end the text; `forbidden` ids are never drawn. Drafts are
-    drawn at `draft_temperature` if it is given and the text's is not 0.
+    """How to decode. `block_length` masks are a block, and as many tokens at most are verified at once: the trained length, or less
+    where that pays better; 0 drafts nothing (AR). `end_ids` end the text; `forbidden` ids are never drawn. Drafts are drawn at
+    `draft_temperature` if it is given and the text's is not 0.
     """
 
     max_new_tokens: int
@@ -32,7 +32,6 @@ class Decoding:
     verifier: Verifier = field(default_factory=Verifier)
     proposals: Proposals = field(default_factory=lambda: Proposals(0))
     block_length: int = 0
-    verify_length: int = 1
     end_ids: frozenset[int] = frozenset()
     forbidden: tuple[int, ...] = ()
     draft_temperature: float | None = None
@@ -47,7 +46,7 @@ class Decoding:
     @property
     def max_step_slots(self) -> int:
         """More slots than any forward after the prompt's has: a block after every draft token."""
-        return self.verify_length * (1 + self.block_length)
+        return max(1, self.block_length) * (1 + self.block_length)
 
 
 @dataclass(frozen=True)

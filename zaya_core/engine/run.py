@@ -138,7 +138,7 @@ class Run:
             return slice(0, 0)
         skipped = accepted - share.levels[index] + 1
         # Never more than are wanted: a draft past the end would be drawn for nothing.
-        limit = min(self.how.verify_length, self.how.max_new_tokens - len(self.new_ids))
+        limit = min(share.block_length, self.how.max_new_tokens - len(self.new_ids))
         begin = len(share.token_ids) + index * share.block_length + skipped
         return slice(begin, begin + max(0, min(share.block_length - skipped, limit - 1)))
 

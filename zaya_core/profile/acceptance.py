@@ -1,7 +1,7 @@
 """Tokens per forward from how often drafts are accepted: the decode loop of tidar.md section 3 as a Markov chain.
 
 The state is the shift s of the block that drafted: its masks s + 2.. are the draft's tokens after the first, so the draft has
-B - s tokens, or `verify_length` if that is fewer. B - 1 is also the state of a step without a draft. A step accepts a tokens,
+B - s tokens. B - 1 is also the state of a step without a draft. A step accepts a tokens,
 is served by the largest level l <= a, and leaves the shift a - l. Levels are those that promise the longest next acceptance.
 """
 
@@ -47,10 +47,14 @@ class Acceptance:
         """Masks of a block."""
         return len(self.chances) + 1
 
-    def odds(self, shift: int, verify_length: int) -> list[float]:
+    def cut(self, block_length: int) -> "Acceptance":
+        """Of a shorter block: its masks are accepted like the first of a whole one (recipes/decoding.md)."""
+        return Acceptance(self.chances[: block_length - 1])
+
+    def odds(self, shift: int) -> list[float]:
         """P(acceptance length = a), a = 1..n, of a draft whose block began `shift` positions too early."""
         odds, alive = [], 1.0
-        for chance in self.chances[shift : shift + verify_length - 1]:
+        for chance in self.chances[shift:]:
             odds.append(alive * (1 - chance))
             alive *= chance
         return [*odds, alive]
@@ -66,11 +70,11 @@ class Expected:
 
 
 @lru_cache(maxsize=4096)
-def expected(acceptance: Acceptance, *, proposals: int, verify_length: int) -> Expected:
+def expected(acceptance: Acceptance, *, proposals: int) -> Expected:
     """Of the chain that starts with a whole draft, in the long run."""
     block_length = acceptance.block_length
     last = block_length - 1
-    odds = {shift: acceptance.odds(shift, verify_length) for shift in range(block_length)}
+    odds = {shift: acceptance.odds(shift) for shift in range(block_length)}
     worth = [sum(a * p for a, p in enumerate(odds[shift], 1)) for shift in range(block_length)]
     levels: dict[int, tuple[int, ...]] = {}
     moves: dict[int, dict[int, float]] = {}

@@ -49,9 +49,7 @@ def assumptions(scene: Scene, device: Device, acceptance: str) -> dict[str, Any]
     pace = scene.pace
     return {
         "acceptance (--acceptance)": acceptance,
-        "tokens/forward, every level": expected(
-            scene.acceptance, proposals=scene.block_length, verify_length=scene.block_length
-        ).tokens_per_forward,
+        "tokens/forward, every level": expected(scene.acceptance, proposals=scene.block_length).tokens_per_forward,
         "used FLOP/s (--reached)": pace.flops,
         "used bytes/s (--reached)": pace.bandwidth,
         "reached by": device.reached_source or "nobody measured it",
@@ -102,7 +100,7 @@ def _edge(scene: Scene, batch: int, context: int, grid: Grid, remake: Callable[[
 
 def part_table(scene: Scene, batch: int, context: int, setting: Setting) -> list[dict[str, Any]]:
     """Where the time of an AR step and of a whole TiDAR step goes, part by part, and which roof each part is under."""
-    tidar = tidar_step(batch, context, clean=setting.block, proposals=setting.proposals, block_length=scene.block_length)
+    tidar = tidar_step(batch, context, clean=setting.block, proposals=setting.proposals, block_length=setting.block)
     lines = []
     for name, step in (("ar", ar_step(batch, context)), (f"tidar {setting.proposals}p/{setting.block}", tidar)):
         lines += [_part(scene, name, batch, context, part, step) for part in scene.parts(step)]

@@ -21,7 +21,7 @@ ALPHAS = tuple(percent / 100 for percent in range(0, 100, 2))
 
 @dataclass(frozen=True)
 class Setting:
-    """How to decode: `block` tokens verified at most, `proposals` blocks; 0 proposals is the AR sampler."""
+    """How to decode: `block` tokens verified at most and masks in each of `proposals` blocks; 0 proposals is the AR sampler."""
 
     block: int
     proposals: int
@@ -41,7 +41,7 @@ class Scene:
 
     @property
     def block_length(self) -> int:
-        """The trained block, which is also what is proposed whatever is verified."""
+        """The trained block."""
         return self.acceptance.block_length
 
     @cached_property
@@ -97,11 +97,11 @@ def cell(scene: Scene, batch: int, context: int, setting: Setting) -> Cell:
     if setting.proposals == 0:
         step = ar_step(batch, context)
         return Cell(batch, context, 1, 0, ar, ar, 1.0, 1.0, 1.0, scene.held_bytes(step), scene.fits(step))
-    means = expected(scene.acceptance, proposals=setting.proposals, verify_length=setting.block)
+    means = expected(scene.acceptance.cut(setting.block), proposals=setting.proposals)
     proposals = min(setting.proposals, setting.block)
-    whole = tidar_step(batch, context, clean=setting.block, proposals=proposals, block_length=scene.block_length)
+    whole = tidar_step(batch, context, clean=setting.block, proposals=proposals, block_length=setting.block)
     whole_seconds = scene.seconds(whole)
-    usual_seconds = scene.seconds(mean_step(scene, batch, context, means))
+    usual_seconds = scene.seconds(mean_step(batch, context, setting.block, means))
     return Cell(
         batch,
         context,
@@ -117,9 +117,9 @@ def cell(scene: Scene, batch: int, context: int, setting: Setting) -> Cell:
     )
 
 
-def mean_step(scene: Scene, batch: int, context: int, means: Expected) -> Step:
+def mean_step(batch: int, context: int, block: int, means: Expected) -> Step:
     """The step of the long run's mean draft and proposals."""
-    return tidar_step(batch, context, clean=means.clean, proposals=means.proposals, block_length=scene.block_length)
+    return tidar_step(batch, context, clean=means.clean, proposals=means.proposals, block_length=block)
 
 
 def cells(scene: Scene, batches: list[int], contexts: list[int], settings: list[Setting]) -> Iterator[Cell]:
@@ -154,8 +154,8 @@ def break_even(
     def wins(alpha: float) -> bool:
         model = remake(alpha)
         for one in settings:
-            means = expected(model, proposals=one.proposals, verify_length=one.block)
-            if means.tokens_per_forward * ar > scene.seconds(mean_step(scene, batch, context, means)):
+            means = expected(model.cut(one.block), proposals=one.proposals)
+            if means.tokens_per_forward * ar > scene.seconds(mean_step(batch, context, one.block, means)):
                 return True
         return False
 

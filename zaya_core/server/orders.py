@@ -244,7 +244,6 @@ def _decoding(sent: Shared, served: Served, max_tokens: int, ends: frozenset[int
         verifier=Verifier(weight if name == "mix" else 1.0),
         proposals=Proposals(count),
         block_length=served.tidar.block_length,
-        verify_length=served.tidar.block_length,
     )
 
 

@@ -172,7 +172,7 @@ class Worker:
         """Without drafts in a crowd, where a wide forward is no longer nearly free; the law is the same."""
         if not order.may_adapt or self.draft_up_to is None or len(self._running) < self.draft_up_to:
             return order.request
-        how = replace(order.request.how, proposals=Proposals(0), block_length=0, verify_length=1)
+        how = replace(order.request.how, proposals=Proposals(0), block_length=0)
         return replace(order.request, how=how)
 
     def _score(self) -> None:

@@ -190,12 +190,12 @@ class Completion:
             rows = [row for part in self.experts for row in part.tolist()]
             values["experts"] = rows[: num_prompt + max(0, len(kept) - 1)]
         counted = self.tally.stats(
-            block_length=self.request.how.verify_length,
+            block_length=self.request.how.block_length,
             prefill_seconds=self.first_at - self.began,
             decode_seconds=self.last_at - self.first_at,
         )
         how = self.job.how
-        drafts = {"block": how.verify_length, "proposals": how.proposals.count if how.block_length else 0}  # null: all
+        drafts = {"block": how.block_length, "proposals": how.proposals.count if how.block_length else 0}  # null: all
         stats = {"sampler": shown.sampler, "num_prompt_tokens": num_prompt} | counted | drafts | _machine(engine, shown.batch_size)
         return values | {"stats": stats}
 

@@ -25,7 +25,9 @@ class DecodingConfig:
     mix_weight: float | None = option(
         None, help="mix: weight of the AR logits, 0.5 by default; 1 is lossless, 0 trusts the draft", minimum=0, maximum=1
     )
-    block: int | None = option(None, help="tokens to verify at once, at most the trained block (the default)", minimum=1)
+    block: int | None = option(
+        None, help="masks of a block, and tokens verified at once: at most the trained block (the default)", minimum=1
+    )
     proposals: str = option("auto", help="blocks proposed per forward: auto (what pays here), all, or a number")
     draft_temperature: float | None = option(
         None, help="temperature of the drafts of a text that is not greedy, by default the text's own; changes no law", minimum=0
@@ -81,8 +83,7 @@ def decoding(config: DecodingConfig, checkpoint: "Checkpoint", tokenizer: "TextT
         **common,
         verifier=Verifier(_mix_weight(config)),
         proposals=Proposals(_proposal_count(config.proposals)),
-        block_length=tidar.block_length,
-        verify_length=config.block or tidar.block_length,
+        block_length=config.block or tidar.block_length,
         draft_temperature=config.draft_temperature,
     )
 

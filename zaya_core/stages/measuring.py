@@ -154,7 +154,6 @@ def _accepted(watched: "Watched", prompt_ids: list[int], plan: Plan, block_lengt
         Sampler(1.0),
         proposals=Proposals(None),
         block_length=block_length,
-        verify_length=block_length,
         forbidden=(watched.config.tidar.mask_token_id,),
     )
     steps = decode(watched, prompt_ids, how, SeededChance(seed))

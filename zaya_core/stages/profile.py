@@ -43,7 +43,9 @@ class ProfileConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = option("auto", help="of weights and K/V; auto: bfloat16 on a named device")
     batch: str = option("auto", help="sequences decoded together, 1,8,64; auto: powers of two to 512")
     context: str = option("auto", help="tokens of history, 4096,32768; auto: 1k to 128k as the model allows")
-    block: str = option("auto", help="tokens verified at once, 8,16; auto: a quarter, half and all of the trained block")
+    block: str = option(
+        "auto", help="masks of a block and tokens verified at once, 8,16; auto: a quarter, half and all of the trained block"
+    )
     proposals: str = option("auto", help="blocks proposed per forward, 1,3,5; auto: 1 to the trained block")
     trained_block: int | None = option(None, help="block length of a model that has none yet (16)", minimum=2)
     acceptance: str = option("0.8", help="chance of each draft token, or a JSON file with acceptance_histogram (generate --json)")

@@ -30,18 +30,15 @@ def opened_settings(path: Path | None, how: "Decoding") -> "Settings | None":
 
 
 def tuned(how: "Decoding", settings: "Settings | None", *, batch: int, num_prompt_tokens: int) -> "Decoding":
-    """`how` with the setting of the nearest cell; where that is plain AR decoding, nothing is drafted.
-
-    Never verifies more than `how` does: --block is a limit.
-    """
+    """`how` with the setting of the nearest cell; where that is plain AR decoding, nothing is drafted. --block is a limit."""
     from zaya_core.engine.draft import Proposals
 
     if settings is None:
         return how
     cell = settings.choose(batch, num_prompt_tokens + how.max_new_tokens)
     if cell.proposals == 0:
-        return replace(how, proposals=Proposals(0), block_length=0, verify_length=1)
-    return replace(how, proposals=Proposals(cell.proposals), verify_length=min(cell.block, how.verify_length))
+        return replace(how, proposals=Proposals(0), block_length=0)
+    return replace(how, proposals=Proposals(cell.proposals), block_length=min(cell.block, how.block_length))
 
 
 def measured_settings(
@@ -53,36 +50,36 @@ def measured_settings(
 
     chance = _mixed(_chance_seen(checkpoint, how.block_length), how.verifier.mix_weight)
     acceptance = Acceptance.constant(chance, how.block_length)
-    plain = _step_seconds(model, 1, 0, 0, batch=batch, context=context)
+    plain = _step_seconds(model, 1, 0, batch=batch, context=context)
     cells = [Tuned(batch, context, 1, 0, 1.0)]
-    lengths = sorted({min(how.verify_length, length) for length in (4, 8, how.block_length)})
+    blocks = sorted({min(how.block_length, block) for block in (4, 8, how.block_length)})
     began = time.perf_counter()
     for proposals in TRIED:
-        for verify in lengths:
-            if proposals <= verify and (len(cells) == 1 or time.perf_counter() - began < BUDGET_SECONDS):
-                seconds = _step_seconds(model, verify, proposals, how.block_length, batch=batch, context=context)
-                tokens = expected(acceptance, proposals=proposals, verify_length=verify).tokens_per_forward
-                cells.append(Tuned(batch, context, verify, proposals, tokens * plain / seconds))
+        for block in blocks:
+            if proposals <= block and (len(cells) == 1 or time.perf_counter() - began < BUDGET_SECONDS):
+                seconds = _step_seconds(model, block, proposals, batch=batch, context=context)
+                tokens = expected(acceptance.cut(block), proposals=proposals).tokens_per_forward
+                cells.append(Tuned(batch, context, block, proposals, tokens * plain / seconds))
     best = max(cells, key=lambda cell: cell.speed_up)
     tried = max((cell for cell in cells if cell.proposals), key=lambda cell: cell.speed_up)
     expectation = f"about {tried.speed_up:.2f}x of AR, if {chance:.0%} of drafts are accepted"
     if best.proposals == 0:
         says = f"none, plain AR steps: at best drafts would give {expectation}"
     else:
-        says = f"{best.proposals} and {best.block} tokens verified a forward: {expectation}"
+        says = f"{best.proposals} of {best.block}: {expectation}"
     dtype = str(model.dtype).removeprefix("torch.")
     settings = Settings(checkpoint.path.name, str(model.device), dtype, f"{chance:.3f}", how.block_length, (best,))
     return settings, says
 
 
-def _step_seconds(model: "ServingModel", verify: int, proposals: int, block_length: int, *, batch: int, context: int) -> float:
+def _step_seconds(model: "ServingModel", block: int, proposals: int, *, batch: int, context: int) -> float:
     """Seconds of a forward of `batch` rows and its rows of logits, after as many tokens as `context` and LONGEST allow."""
     import torch
 
     from zaya_core.layout import template
 
-    levels = tuple(round((index + 1) * verify / proposals) for index in range(proposals))
-    step, history = template(verify, levels, block_length), min(context, LONGEST)
+    levels = tuple(round((index + 1) * block / proposals) for index in range(proposals))
+    step, history = template(block, levels, block if levels else 0), min(context, LONGEST)
     slots = step.position.shape[1]
     pool = model.new_pool(batch * (history + slots), max_rows=batch)
     rows = [pool.open(history + slots) for _ in range(batch)]
@@ -92,9 +89,9 @@ def _step_seconds(model: "ServingModel", verify: int, proposals: int, block_leng
     for _ in range(ROUNDS):
         began = time.perf_counter()
         ids = torch.randint(model.config.vocab_size, (batch, slots), generator=generator)
-        ids[:, verify:] = model.config.tidar.mask_token_id if model.config.tidar else 0
+        ids[:, block:] = model.config.tidar.mask_token_id if model.config.tidar else 0
         hidden = model(ids.view(1, -1), pool.layout([(row, step) for row in rows]), pool)[0]
-        laws = model.logits(hidden.view(batch, slots, -1)[:, : 2 * verify - 1].flatten(0, 1)).softmax(-1)
+        laws = model.logits(hidden.view(batch, slots, -1)[:, : 2 * block - 1].flatten(0, 1)).softmax(-1)
         float(laws[0, 0])  # an accelerator works on after the call
         seconds.append(time.perf_counter() - began)
     return min(seconds)
