@@ -5,7 +5,8 @@
 `--problems` of each task, through an engine of so many rows that takes the next problem as one ends; temperature 1, at most 256
 tokens.
 The ways take turns; tokens/s are medians over `--rounds`. `lossless` and `mix` (weight .5) have 3 proposals and the whole block, as
-a seeded request has; `--also` adds lossless ways as PROPOSALS:BLOCK. "cost" is the seconds of a forward over those of an AR one.
+a seeded request has; `auto` is lossless as `--proposals auto` has it here; `--also` adds lossless ways as PROPOSALS:BLOCK.
+"cost" is the seconds of a forward over those of an AR one.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from zaya_core.model.load import load_serving
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
 from zaya_core.runtime import pick_device, pick_dtype
+from zaya_core.stages.tuning import measured_ways
 
 MAX_NEW = 256
 
@@ -50,10 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
     problems = [
         problem.prompt for task, options_ in ASKED.items() for problem in heldout_problems(task, options_, options.problems)
     ]
-    prompts, ways = [tokenizer.encode(problem) for problem in problems], ways_of(checkpoint, tokenizer.eos_id, options.also)
+    prompts = [tokenizer.encode(problem) for problem in problems]
     print(f"{len(prompts)} problems, {dtype} on {device}, {torch.get_num_threads()} threads, {type(model).__name__}\n")
     print("| batch | way | tokens/s | of AR | tokens/forward | cost |\n|---|---|---|---|---|---|", flush=True)
     for batch in map(int, options.batches.split(",")):
+        ways = ways_of(checkpoint, tokenizer.eos_id, options.also)
+        auto, _ = measured_ways(model, ways["lossless"], checkpoint, batch=batch, context=MAX_NEW)
+        ways["auto"] = replace(ways["lossless"], ways=auto)
         spent: dict[str, list[tuple[int, int, float]]] = {name: [] for name in ways}
         for number in range(options.rounds):
             for name, how in ways.items():

@@ -4,8 +4,8 @@
 
 Prompts are consecutive held-out text; temperature 1. They are read once, timed apart; then the ways take turns, each decoding from
 there with all rows in work until `--tokens` tokens a row are made on average; medians over `--rounds`. `lossless` and `mix` have 3
-proposals and the whole block, as a seeded request has; `auto` is lossless as `--proposals auto` would choose here, by its own
-measurement; `--also` adds lossless ways as PROPOSALS:BLOCK. "cost" is the seconds of a forward over those of an AR one.
+proposals and the whole block, as a seeded request has; `auto` is lossless as `--proposals auto` would have it here, by its
+own measurement; `--also` adds lossless ways as PROPOSALS:BLOCK. "cost" is the seconds of a forward over those of an AR one.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from zaya_core.model.load import load_serving
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
 from zaya_core.runtime import pick_device, pick_dtype
-from zaya_core.stages.tuning import measured_settings, tuned
+from zaya_core.stages.tuning import measured_ways
 
 WARM_UP = 2  # forwards before the clock starts
 HEAD = "| batch | prompt | way | tokens/s | of AR | tokens/forward | cost | |\n|---|---|---|---|---|---|---|---|"
@@ -82,9 +82,8 @@ def _ways(
     block = tidar.block_length
     drafting = replace(own, proposals=Proposals(3), block_length=block)
     yield "lossless", drafting
-    settings, _ = measured_settings(model, drafting, checkpoint, batch=batch, context=length + tokens)
-    chosen = tuned(drafting, settings, batch=batch, num_prompt_tokens=length)
-    yield f"auto: {f'{chosen.proposals.count}:{chosen.block_length}' if chosen.block_length else 'ar'}", chosen
+    ways, _ = measured_ways(model, drafting, checkpoint, batch=batch, context=length + tokens)
+    yield "auto", replace(drafting, ways=ways)
     yield from ways_also(drafting, also)
     yield "mix", replace(drafting, verifier=Verifier(0.5))
 

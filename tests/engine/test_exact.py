@@ -12,9 +12,12 @@ import torch
 
 from tests.models import TINY, random_model
 from zaya_core.config import Tidar
+from zaya_core.engine import ways
+from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Draft, Proposals, Verifier
 from zaya_core.engine.request import Decoding
+from zaya_core.engine.ways import Way, Ways
 from zaya_core.layout import causal
 from zaya_core.model.serving import ServingModel
 from zaya_core.ops.sampling import Sampler
@@ -156,6 +159,17 @@ def test_lossless_law_is_the_ar_law(name):
     vocab_size, block, tokens, proposals, changes = CASES[name]
     model, prompt = tiny(vocab_size, block), [0, 1, 0]
     how = decoding(block, tokens, vocab_size, proposals, **changes)
+    assert total_variation(enumerate_law(model, prompt, how), ar_law(model, prompt, how)) < 1e-9
+
+
+def test_ways_that_change_with_what_was_accepted_keep_the_law(monkeypatch):
+    """One rejected draft ends drafting, one AR step takes it up again, shorter."""
+    monkeypatch.setattr(ways, "MEMORY", 1)
+    fastest = tuple(Way(0, 0) if chance < 13 else Way(1, 2) if chance < 14 else Way(2, 4) for chance in range(21))
+    model, prompt = tiny(3, 4), [0, 1, 0]
+    how = decoding(4, 6, 3, Proposals(3), ways=Ways(fastest, 0.75))
+    seen = {len(part.drafted) for seed in range(20) for part in decode(model, prompt, how, SeededChance(seed))}
+    assert seen >= {1, 2, 4}, "every way is taken"
     assert total_variation(enumerate_law(model, prompt, how), ar_law(model, prompt, how)) < 1e-9
 
 

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from zaya_core.errors import ConfigError
-from zaya_core.events import Result
+from zaya_core.engine.ways import Way
+from zaya_core.events import Note, Result
 from zaya_core.settings import Settings, Tuned
 from zaya_core.stages.generate import GenerateConfig, run
+from zaya_core.stages.tuning import _speeds
 
 PROMPT = "import os\n\n\ndef main():"
 
@@ -54,6 +56,24 @@ def test_the_ar_sampler_does_not_read_it_and_a_number_excludes_it(tmp_path):
         completion(missing, proposals="2")
     with pytest.raises(ConfigError, match="cannot be read"):
         completion(missing)
+
+
+def test_without_seed_and_settings_steps_are_measured_and_the_text_decides():
+    asked = GenerateConfig(prompt=PROMPT, max_new_tokens=24, temperature=0.0, ignore_eos=True, dtype="float32")
+    events = list(run(asked))
+    said = next(event.text for event in events if isinstance(event, Note) and event.text.startswith("proposals auto: "))
+    assert "of AR if" in said
+    values = next(event.values for event in events if isinstance(event, Result))
+    assert values["token_ids"] == completion(None, sampler="ar")["token_ids"]
+    assert (values["stats"]["block"], values["stats"]["proposals"]) == (16, "auto")
+
+
+def test_speeds_weigh_tokens_with_seconds():
+    alpha, every = 0.8, Way(4, 4)
+    speeds = _speeds({Way(0, 0): 1.0, every: 1.5, Way(1, 4): 1.5}, alpha)
+    assert speeds[Way(0, 0)] == 1
+    assert speeds[every] == pytest.approx((1 - alpha**4) / (1 - alpha) / 1.5)  # always a whole draft
+    assert 1 < speeds[Way(1, 4)] < speeds[every]
 
 
 def test_settings_for_another_block_are_refused(settings):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zaya_core.engine.chance import Chance
 from zaya_core.engine.draft import Proposals, Verifier
+from zaya_core.engine.ways import Ways
 from zaya_core.errors import ConfigError
 from zaya_core.ops.sampling import Sampler
 
@@ -23,7 +24,8 @@ class Constraint(Protocol):
 @dataclass(frozen=True)
 class Decoding:
     """How to decode. `block_length` masks are a block, and as many tokens at most are verified at once: the trained length, or less
-    where that pays better; 0 drafts nothing (AR). `end_ids` end the text; `forbidden` ids are never drawn. Drafts are drawn at
+    where that pays better; 0 drafts nothing (AR). With `ways` each step has proposals and a block from there, of at most
+    `block_length`. `end_ids` end the text; `forbidden` ids are never drawn. Drafts are drawn at
     `draft_temperature` if it is given and the text's is not 0.
     """
 
@@ -32,6 +34,7 @@ class Decoding:
     verifier: Verifier = field(default_factory=Verifier)
     proposals: Proposals = field(default_factory=lambda: Proposals(0))
     block_length: int = 0
+    ways: Ways | None = None
     end_ids: frozenset[int] = frozenset()
     forbidden: tuple[int, ...] = ()
     draft_temperature: float | None = None

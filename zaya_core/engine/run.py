@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zaya_core.engine.draft import Draft, serving_block, trust_of, walk
+from zaya_core.engine.draft import Draft, Proposals, serving_block, trust_of, walk
 from zaya_core.engine.prefix import common_length
 from zaya_core.engine.reading import Reading, on_device
 from zaya_core.engine.request import Committed, Final, Request
+from zaya_core.engine.ways import Watch
 from zaya_core.model.pool import MARK, Row
 from zaya_core.ops.sampling import NEVER, log_probabilities
 
@@ -34,6 +35,9 @@ class Run:
     def __init__(self, request: Request, row: Row, forbidden: Tensor, vocab_size: int) -> None:
         self.request, self.how, self.row, self.forbidden = request, request.how, row, forbidden
         self.draft: Draft | None = None
+        self.proposals, self.block_length = self.how.proposals, self.how.block_length  # of the next forward
+        self._watch = Watch(self.how.ways) if self.how.ways else None
+        self._take_way()
         self.new_ids: list[int] = []
         self._experts: list[Tensor] = []
         sampler, given = self.how.sampler, self.how.draft_temperature
@@ -43,6 +47,11 @@ class Run:
         if sampler.repetition_penalty != 1:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=forbidden.device)
             self.seen[request.prompt_ids] = True
+
+    def _take_way(self) -> None:
+        if self._watch is not None:
+            count, block = self._watch.way
+            self.proposals, self.block_length = Proposals(count), min(block, self.how.block_length)
 
     @property
     def num_unread(self) -> int:
@@ -66,12 +75,12 @@ class Run:
         if self.draft is not None:
             remaining = self.how.max_new_tokens - len(self.new_ids)
             # After accepting as many as remain no draft is wanted.
-            levels = [level for level in self.how.proposals.levels(self.draft, self.how.block_length) if level < remaining]
-            return Share(self.draft.token_ids, tuple(levels), self.how.block_length, len(self.draft))
+            levels = [level for level in self.proposals.levels(self.draft, self.block_length) if level < remaining]
+            return Share(self.draft.token_ids, tuple(levels), self.block_length, len(self.draft))
         chunk = self.request.prompt_ids[self.row.length :][:max_chunk]
         is_last = len(chunk) == self.num_unread
-        has_block = is_last and self.how.block_length > 0 and self.how.max_new_tokens > 1
-        return Share(chunk, (len(chunk),) if has_block else (), self.how.block_length, int(is_last))
+        has_block = is_last and self.block_length > 0 and self.how.max_new_tokens > 1
+        return Share(chunk, (len(chunk),) if has_block else (), self.block_length, int(is_last))
 
     def judged(self, ar_logits: Tensor) -> Tensor:
         """The raw rows [R, V] that judge, of the AR rows that `share` wanted read: the last is never mixed."""
@@ -110,6 +119,9 @@ class Run:
         if self.draft is not None:
             accepted, law = yield from walk(self.draft, laws, self.request.chance)
             before = self.draft.token_ids[1:accepted]
+            if self._watch is not None:
+                self._watch.saw(len(self.draft), accepted)
+                self._take_way()
         # What the rows that led to accepted drafts and to v say of them.
         ids = torch.cat([on_device(before, laws.device), self.request.chance.draw(law)])[:, None]
         log_p, sampled = log_probabilities(ar_logits[: len(ids)], self.forbidden), laws[: len(ids)].gather(1, ids).log()
@@ -138,7 +150,7 @@ class Run:
             return slice(0, 0)
         skipped = accepted - share.levels[index] + 1
         # Never more than are wanted: a draft past the end would be drawn for nothing.
-        limit = min(share.block_length, self.how.max_new_tokens - len(self.new_ids))
+        limit = min(self.block_length, self.how.max_new_tokens - len(self.new_ids))
         begin = len(share.token_ids) + index * share.block_length + skipped
         return slice(begin, begin + max(0, min(share.block_length - skipped, limit - 1)))
 
@@ -156,7 +168,7 @@ class Run:
 
     def _drafted(self, newest: int, ids: Tensor, laws: Tensor, logits: Tensor) -> Reading[Draft]:
         """A draft of `newest` and ids [R] on the device."""
-        parts = [ids.double(), trust_of(ids, logits).double()] if self.how.proposals.looks else [ids]
+        parts = [ids.double(), trust_of(ids, logits).double()] if self.proposals.looks else [ids]
         numbers = yield torch.cat(parts)
         return Draft([newest, *map(int, numbers[: len(ids)])], laws, logits, tuple(numbers[len(ids) :]))
 

@@ -118,7 +118,9 @@ class Conversation:
         """Set an option from its text, or only show it; one that does not go is a ConfigError, and nothing is set."""
         if text:
             config = replace(self.config, **{name: _value(name, text)})
-            self.opened = replace(self.opened, how=decoding(config, self.opened.checkpoint, self.opened.tokenizer))
+            how, is_auto = decoding(config, self.opened.checkpoint, self.opened.tokenizer), config.proposals == "auto"
+            ways = self.opened.how.ways if is_auto and config.seed is None and how.block_length else None
+            self.opened = replace(self.opened, how=replace(how, ways=ways))
             self.config = config
             if name == "seed":
                 self.seed, self.num_answers = config.seed or 0, 0

@@ -195,7 +195,8 @@ class Completion:
             decode_seconds=self.last_at - self.first_at,
         )
         how = self.job.how
-        drafts = {"block": how.block_length, "proposals": how.proposals.count if how.block_length else 0}  # null: all
+        count = "auto" if how.ways else how.proposals.count  # null: all
+        drafts = {"block": how.block_length, "proposals": count if how.block_length else 0}
         stats = {"sampler": shown.sampler, "num_prompt_tokens": num_prompt} | counted | drafts | _machine(engine, shown.batch_size)
         return values | {"stats": stats}
 

@@ -12,7 +12,7 @@ from zaya_core.events import Drafts, Event, Note, Text
 from zaya_core.option import flag_name, option
 from zaya_core.stages.decoding import AUTO_PROPOSALS, DecodingConfig, decoding, idle_flags
 from zaya_core.stages.prompts import Dresser, Prompt, PromptConfig, check_room, read_all
-from zaya_core.stages.tuning import measured_settings, opened_settings, tuned
+from zaya_core.stages.tuning import measured_ways, opened_settings, tuned
 
 if TYPE_CHECKING:
     from zaya_core.data.tokenizer import TextTokenizer
@@ -104,9 +104,9 @@ class Opened:
         if config.seed is not None:
             yield Note(f"proposals auto: {AUTO_PROPOSALS}, as for every seeded request without --settings")
             return self
-        settings, says = measured_settings(model, self.how, self.checkpoint, batch=batch, context=context)
+        ways, says = measured_ways(model, self.how, self.checkpoint, batch=batch, context=context)
         yield Note(f"proposals auto: {says}")
-        return replace(self, settings=settings)
+        return replace(self, how=replace(self.how, ways=ways))
 
 
 def run(config: GenerateConfig) -> Iterator[Event]:

@@ -1,7 +1,7 @@
-"""`--proposals auto`: a request's block and proposals, fixed before it starts: by a settings file, or by a short measurement.
+"""`--proposals auto`: how much is drafted, by a settings file or, without one, by a short measurement of steps.
 
-With a file nothing but a request's own size is looked at, so that a seeded request decodes the same whatever runs beside it
-(tidar.md section 3). What is measured is for requests whose seed nobody gave.
+With a file a request's way is fixed by its own size before it starts, so that a seeded request decodes the same whatever runs
+beside it (tidar.md section 3). What is measured is for requests whose seed nobody gave: they go on by what their text accepts.
 """
 
 import time
@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zaya_core.engine.request import Decoding
+    from zaya_core.engine.ways import Way, Ways
     from zaya_core.io.checkpoint import Checkpoint
     from zaya_core.model.serving import ServingModel
     from zaya_core.settings import Settings
 
 TRIED = (1, 2, 3, 5)  # proposals
-ROUNDS = 6  # steps of each, of which the fastest counts: others may have been disturbed
+ROUNDS, MOST_ROUNDS = 6, 18  # steps of each with a whole draft, of which the fastest counts: others may have been disturbed
+GRID = 25  # steps between the chances 0 and 1 that ways are chosen for
 BUDGET_SECONDS = 3.0  # after which nothing more is tried
 LONGEST = 2048  # tokens of history measured at: more would take longer than it can save
+ANY_TOKEN = 100.0  # a temperature
 TYPICAL = 0.7  # chance of a draft token where the checkpoint's certificate says nothing
 
 
@@ -41,60 +44,88 @@ def tuned(how: "Decoding", settings: "Settings | None", *, batch: int, num_promp
     return replace(how, proposals=Proposals(cell.proposals), block_length=min(cell.block, how.block_length))
 
 
-def measured_settings(
+def measured_ways(
     model: "ServingModel", how: "Decoding", checkpoint: "Checkpoint", *, batch: int, context: int
-) -> "tuple[Settings, str]":
-    """Time an AR step and steps with drafts here, weigh them with the acceptance that training saw; the best, and why."""
-    from zaya_core.profile.acceptance import Acceptance, expected
-    from zaya_core.settings import Settings, Tuned
+) -> "tuple[Ways, str]":
+    """Time an AR step and steps with drafts here; the fastest for every chance of a draft token, and a sentence that says so."""
+    from zaya_core.engine.ways import Way, Ways
 
-    chance = _mixed(_chance_seen(checkpoint, how.block_length), how.verifier.mix_weight)
-    acceptance = Acceptance.constant(chance, how.block_length)
-    plain = _step_seconds(model, 1, 0, batch=batch, context=context)
-    cells = [Tuned(batch, context, 1, 0, 1.0)]
-    blocks = sorted({min(how.block_length, block) for block in (4, 8, how.block_length)})
+    guess = _mixed(_chance_seen(checkpoint, how.block_length), how.verifier.mix_weight)
+    seconds = {Way(0, 0): _step_seconds(model, how, Way(0, 0), batch=batch, context=context)}
     began = time.perf_counter()
-    for proposals in TRIED:
-        for block in blocks:
-            if proposals <= block and (len(cells) == 1 or time.perf_counter() - began < BUDGET_SECONDS):
-                seconds = _step_seconds(model, block, proposals, batch=batch, context=context)
-                tokens = expected(acceptance.cut(block), proposals=proposals).tokens_per_forward
-                cells.append(Tuned(batch, context, block, proposals, tokens * plain / seconds))
-    best = max(cells, key=lambda cell: cell.speed_up)
-    tried = max((cell for cell in cells if cell.proposals), key=lambda cell: cell.speed_up)
-    expectation = f"about {tried.speed_up:.2f}x of AR, if {chance:.0%} of drafts are accepted"
-    if best.proposals == 0:
-        says = f"none, plain AR steps: at best drafts would give {expectation}"
-    else:
-        says = f"{best.proposals} of {best.block}: {expectation}"
-    dtype = str(model.dtype).removeprefix("torch.")
-    settings = Settings(checkpoint.path.name, str(model.device), dtype, f"{chance:.3f}", how.block_length, (best,))
-    return settings, says
+    for way in _tried(how.block_length):
+        if len(seconds) == 1 or time.perf_counter() - began < BUDGET_SECONDS:
+            seconds[way] = _step_seconds(model, how, way, batch=batch, context=context)
+    speeds = [_speeds(seconds, index / GRID) for index in range(GRID + 1)]
+    ways = Ways(tuple(max(speed, key=speed.__getitem__) for speed in speeds), guess)
+    return ways, _said(ways, speeds[round(guess * GRID)])
 
 
-def _step_seconds(model: "ServingModel", block: int, proposals: int, *, batch: int, context: int) -> float:
-    """Seconds of a forward of `batch` rows and its rows of logits, after as many tokens as `context` and LONGEST allow."""
+def _tried(block_length: int) -> "list[Way]":
+    from zaya_core.engine.ways import Way
+
+    blocks = sorted({min(block_length, block) for block in (2, 4, 8, block_length)})
+    return [Way(proposals, block) for proposals in TRIED for block in blocks if proposals <= block]
+
+
+def _speeds(seconds: "dict[Way, float]", chance: float) -> "dict[Way, float]":
+    """Tokens a second of AR's, in the long run. A step with a shifted draft or fewer proposals is counted by its slots."""
+    from zaya_core.profile.acceptance import Acceptance, expected
+
+    (plain, ar), *drafting = seconds.items()
+    speeds = {plain: 1.0}
+    for way, whole in drafting:
+        means = expected(Acceptance.constant(chance, way.block), proposals=way.proposals)
+        share = (means.clean + means.proposals * way.block - 1) / (way.block + way.proposals * way.block - 1)
+        speeds[way] = means.tokens_per_forward * ar / (ar + share * (whole - ar))
+    return speeds
+
+
+def _said(ways: "Ways", speeds: "dict[Way, float]") -> str:
+    """What is chosen at first, and where drafts stop."""
+    drafting = {way: speed for way, speed in speeds.items() if way.proposals}
+    best = max(drafting, key=drafting.__getitem__)
+    expectation = f"about {drafting[best]:.2f}x of AR if {ways.guess:.0%} of drafts are accepted"
+    paying = [index / GRID for index, way in enumerate(ways.fastest) if way.proposals]
+    if not paying:
+        return f"none, plain AR steps: at best drafts would give {expectation}"
+    way = ways.at(ways.guess)
+    first = f"{way.proposals} of {way.block} at first, {expectation}" if way.proposals else "none at first"
+    return f"{first}; what the text accepts decides, plain AR steps below {min(paying):.0%}"
+
+
+def _step_seconds(model: "ServingModel", how: "Decoding", way: "Way", *, batch: int, context: int) -> float:
+    """Seconds of a step of the engine for `batch` rows, after as many tokens as `context` and LONGEST allow."""
     import torch
 
-    from zaya_core.layout import template
+    from zaya_core.engine.batch import Engine
+    from zaya_core.engine.chance import SeededChance
+    from zaya_core.engine.draft import Proposals
+    from zaya_core.engine.request import Request
 
-    levels = tuple(round((index + 1) * block / proposals) for index in range(proposals))
-    step, history = template(block, levels, block if levels else 0), min(context, LONGEST)
-    slots = step.position.shape[1]
-    pool = model.new_pool(batch * (history + slots), max_rows=batch)
-    rows = [pool.open(history + slots) for _ in range(batch)]
-    generator, seconds = torch.Generator().manual_seed(0), []
-    for row in rows:
-        row.length = history  # of zeros: a step's time does not depend on what it attends to
-    for _ in range(ROUNDS):
+    history, generator = min(context, LONGEST), torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch,), generator=generator)
+    # Any token at all, as a text has many: one that repeats itself would meet few experts.
+    sampler = replace(how.sampler, temperature=ANY_TOKEN if how.sampler.temperature else 0)
+    drafting = replace(
+        how, sampler=sampler, proposals=Proposals(way.proposals), block_length=way.block, ways=None, end_ids=frozenset()
+    )
+    drafting = replace(drafting, max_new_tokens=history + (MOST_ROUNDS + 1) * max(1, way.block), constraint=None)
+    requests = [Request([index], drafting, SeededChance(index)) for index in ids.tolist()]
+    engine = Engine(model, num_slots=sum(request.num_slots for request in requests), max_rows=batch)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    for part in engine.pool.parts:
+        part.row.length += history  # of zeros: a step's time does not depend on what it attends to
+    whole, others = list[float](), list[float]()
+    while len(whole) < ROUNDS and len(whole) + len(others) < MOST_ROUNDS:
         began = time.perf_counter()
-        ids = torch.randint(model.config.vocab_size, (batch, slots), generator=generator)
-        ids[:, block:] = model.config.tidar.mask_token_id if model.config.tidar else 0
-        hidden = model(ids.view(1, -1), pool.layout([(row, step) for row in rows]), pool)[0]
-        laws = model.logits(hidden.view(batch, slots, -1)[:, : 2 * block - 1].flatten(0, 1)).softmax(-1)
-        float(laws[0, 0])  # an accelerator works on after the call
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+        committed = engine.step()
+        seconds = time.perf_counter() - began
+        is_whole = all(len(one.drafted) == max(1, way.block) for one in committed.values())
+        (whole if is_whole else others).append(seconds)
+    return min(whole or others)
 
 
 def _chance_seen(checkpoint: "Checkpoint", block_length: int) -> float:
