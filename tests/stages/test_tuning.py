@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from zaya_core.errors import ConfigError
 from zaya_core.engine.ways import Way
+from zaya_core.errors import ConfigError
 from zaya_core.events import Note, Result
 from zaya_core.settings import Settings, Tuned
 from zaya_core.stages.generate import GenerateConfig, run
