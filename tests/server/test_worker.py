@@ -10,6 +10,7 @@ from tests.models import TINY
 from zaya_core.config import Tidar
 from zaya_core.engine.batch import Engine
 from zaya_core.engine.run import Run
+from zaya_core.engine.ways import Way, Ways
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.layout import causal
 from zaya_core.model.load import load_model
@@ -82,6 +83,15 @@ def test_in_a_crowd_only_those_that_may_adapt_start_without_drafts(checkpoint):
     crowded = [bench.worker._suited(work.order).how.block_length for work in works]
     bench.worker._running = {}
     assert (blocks, crowded) == ([4, 4, 4], [0, 0, 4])
+
+
+def test_a_lonely_text_that_may_adapt_chooses_its_way(checkpoint):
+    bench = Bench(checkpoint)
+    bench.worker.ways = Ways((Way(0, 0), Way(1, 2)), 0.7)
+    free, seeded = (bench.writing(name, max_tokens=6, seed=seed) for name, seed in (("free", None), ("seeded", 3)))
+    assert [bench.worker._suited(work.order).how.ways for work in (free, seeded)] == [bench.worker.ways, None]
+    bench.run(free, seeded)
+    assert [len(work.transcript.tokens) for work in (free, seeded)] == [6, 6]
 
 
 def test_the_queue_is_bounded_and_refuses_whole_requests(checkpoint):

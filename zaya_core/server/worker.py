@@ -14,6 +14,7 @@ from zaya_core.engine.batch import Engine
 from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.draft import Proposals
 from zaya_core.engine.request import Committed, Decoding, Request
+from zaya_core.engine.ways import Ways
 from zaya_core.ops.sampling import Sampler
 from zaya_core.server.metrics import Metrics
 from zaya_core.server.orders import Order
@@ -33,14 +34,21 @@ class Complaint(Protocol):
 class Worker:
     """First come, first served: `max_waiting` completions may wait beyond those that the engine has room for.
 
-    Beside `draft_up_to` others a completion that may adapt starts without drafts.
+    Beside `draft_up_to` others a completion that may adapt starts without drafts; otherwise its text chooses among `ways`.
     """
 
     def __init__(
-        self, engine: Engine, *, max_waiting: int, metrics: Metrics, complain: Complaint, draft_up_to: int | None = None
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int,
+        metrics: Metrics,
+        complain: Complaint,
+        draft_up_to: int | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self.engine, self.max_waiting, self.metrics, self.complain = engine, max_waiting, metrics, complain
-        self.draft_up_to = draft_up_to
+        self.draft_up_to, self.ways = draft_up_to, ways
         self._waiting: deque[Writing] = deque()
         self._running: dict[int, Writing] = {}
         self._scorings: deque[Scoring] = deque()
@@ -170,10 +178,11 @@ class Worker:
 
     def _suited(self, order: Order) -> Request:
         """Without drafts in a crowd, where a wide forward is no longer nearly free; the law is the same."""
-        if not order.may_adapt or self.draft_up_to is None or len(self._running) < self.draft_up_to:
+        if not order.may_adapt:
             return order.request
-        how = replace(order.request.how, proposals=Proposals(0), block_length=0)
-        return replace(order.request, how=how)
+        is_crowded = self.draft_up_to is not None and len(self._running) >= self.draft_up_to
+        changes = {"proposals": Proposals(0), "block_length": 0} if is_crowded else {"ways": self.ways}
+        return replace(order.request, how=replace(order.request.how, **changes))
 
     def _score(self) -> None:
         """One chunk of one prompt."""

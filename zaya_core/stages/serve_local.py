@@ -18,16 +18,19 @@ from zaya_core.option import check_options, option
 if TYPE_CHECKING:
     import torch
 
+    from zaya_core.engine.ways import Ways
     from zaya_core.io.checkpoint import Checkpoint
+    from zaya_core.model.serving import ServingModel
     from zaya_core.server.answering import Desk
     from zaya_core.server.gate import Rules
-    from zaya_core.server.served import Bounds
+    from zaya_core.server.served import Bounds, Served
     from zaya_core.server.worker import Worker
 
 EXAMPLE = "zaya serve-local --port 8000 --sampler mix"
 KEY_VARIABLE = "ZAYA_API_KEY"
 POOL_SHARE = 0.25  # of the memory that the weights leave
 CPU_CROWD = 2  # completions whose products fill its cores
+TYPICAL_CONTEXT = 512  # tokens that steps are timed after
 LOG_SECONDS = 0.1  # how long a signal may wait to be seen
 
 
@@ -127,6 +130,7 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
     dtype = pick_dtype(config.dtype, checkpoint.stored_dtype, device, num_elements=checkpoint.num_parameters)
     served = describe(checkpoint, _bounds(config, checkpoint, device, dtype))
     model = load_serving(checkpoint, dtype=dtype, device=device)
+    ways = _ways(served, model, checkpoint, log)
     engine = Engine(model, num_slots=served.bounds.num_slots, max_rows=config.max_num_seqs, keep_prefixes=config.keep_prefixes)
     crowd = CPU_CROWD if config.draft_up_to is None and device.type == "cpu" else config.draft_up_to
     worker = Worker(
@@ -135,6 +139,7 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
         metrics=desk.metrics,
         complain=lambda text: log.put(Warn(text)),
         draft_up_to=crowd,
+        ways=ways,
     )
     worker.warm_up()
     desk.service = Service(
@@ -146,6 +151,20 @@ def _open(config: ServeLocalConfig, checkpoint: "Checkpoint", desk: "Desk", log:
         logs_requests=config.log_requests,
     )
     return worker
+
+
+def _ways(served: "Served", model: "ServingModel", checkpoint: "Checkpoint", log: "queue.SimpleQueue[Event]") -> "Ways | None":
+    """How a lonely completion without a seed may draft, by a short measurement; None where drafts are not the default."""
+    from zaya_core.engine.request import Decoding
+    from zaya_core.ops.sampling import Sampler
+    from zaya_core.stages.tuning import measured_ways
+
+    if served.bounds.default_sampler != "lossless" or served.tidar is None:
+        return None
+    how = Decoding(1, Sampler(), block_length=served.tidar.block_length, forbidden=served.forbidden)
+    ways, says = measured_ways(model, how, checkpoint, batch=1, context=min(TYPICAL_CONTEXT, served.bounds.max_model_len))
+    log.put(Note(f"proposals auto, for a single completion without a seed: {says}"))
+    return ways
 
 
 def _bounds(config: ServeLocalConfig, checkpoint: "Checkpoint", device: "torch.device", dtype: "torch.dtype") -> "Bounds":
