@@ -45,7 +45,7 @@ class Reply:
         num_prompt = sum(len(prompt) for prompt in self.assignment.prompts)
         counts = [len(writing.transcript.tokens) for writing in self.writings]
         later = [count for writing in self.writings for count in writing.tally.counts[1:]]
-        length = max((writing.order.request.how.block_length for writing in self.writings), default=1)
+        length = max([1, *(writing.order.request.how.block_length for writing in self.writings)])
         extension = {
             "sampler": self.assignment.sampler,
             "seed": self.assignment.seed,
