@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.bench.texts import windows
+from recipes.bench.texts import code
 from zaya_core.assets import BUNDLED
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.engine.batch import Engine
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     checkpoint = Checkpoint.open(options.model)
     model = load_serving(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
-    prompts = windows(TextTokenizer(checkpoint.path), options.prompts, PROMPT)
+    prompts = code(TextTokenizer(checkpoint.path), options.prompts, PROMPT)
     tidar = checkpoint.config.tidar
     own = Decoding(
         options.tokens,

@@ -1,11 +1,13 @@
 """AR, lossless and mix side by side on the engine itself: tokens/s, tokens per forward and what a drafting forward costs.
 
-    python -m recipes.bench.table [MODEL] [--batches 1,8,32] [--prompts 64,1024,4096] [--tokens 64] [--rounds 3] [--also 1:4,2:8]
+    python -m recipes.bench.table [MODEL] [--batches 1,8,32] [--prompts 64,1024,4096] [--tokens 64] [--rounds 3]
+        [--text problems|code] [--also 1:4,2:8]
 
-Prompts are consecutive held-out text; temperature 1. They are read once, timed apart; then the ways take turns, each decoding from
-there with all rows in work until `--tokens` tokens a row are made on average; medians over `--rounds`. `lossless` and `mix` have 3
-proposals and the whole block, as a seeded request has; `auto` is lossless as `--proposals auto` would have it here, by its
-own measurement; `--also` adds lossless ways as PROPOSALS:BLOCK. "cost" is the seconds of a forward over those of an AR one.
+Prompts are held-out text, problems after solved ones or code; temperature 1. They are read once, timed apart; then the ways take
+turns, each decoding from there with all rows in work until `--tokens` tokens a row are made on average; medians over `--rounds`.
+`lossless` and `mix` have 3 proposals and the whole block, as a seeded request has; `auto` is lossless as `--proposals auto` would
+have it here, by its own measurement; `--also` adds lossless ways as PROPOSALS:BLOCK. "cost" is the seconds of a forward over those
+of an AR one.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.bench.texts import windows
+from recipes.bench.texts import TEXTS
 from zaya_core.assets import BUNDLED
 from zaya_core.config import Tidar
 from zaya_core.data.tokenizer import TextTokenizer
@@ -32,6 +34,7 @@ from zaya_core.ops.sampling import Sampler
 from zaya_core.runtime import pick_device, pick_dtype
 from zaya_core.stages.tuning import measured_ways
 
+TEXTS_EACH = 16  # texts that a way goes on with in a round, at least, for they differ
 WARM_UP = 2  # forwards before the clock starts
 HEAD = "| batch | prompt | way | tokens/s | of AR | tokens/forward | cost | |\n|---|---|---|---|---|---|---|---|"
 
@@ -53,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", default=default)
     for name, default in (("tokens", 64), ("rounds", 3)):
         parser.add_argument(f"--{name}", default=default, type=int)
+    parser.add_argument("--text", default="problems", choices=TEXTS)
     parser.add_argument("--also", default="")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args(arguments)
@@ -62,9 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{checkpoint.path.name}, {dtype} on {device}, {torch.get_num_threads()} threads\n\n{HEAD}", flush=True)
     for batch in map(int, options.batches.split(",")):
         for length in map(int, options.prompts.split(",")):
-            prompts = windows(TextTokenizer(checkpoint.path), batch, length)
+            prompts = TEXTS[options.text](TextTokenizer(checkpoint.path), batch * max(1, TEXTS_EACH // batch), length)
             ways = dict(_ways(model, checkpoint, batch, length, tokens=options.tokens, also=options.also))
-            read, speeds = measured(model, prompts, ways, tokens=options.tokens, rounds=options.rounds)
+            read, speeds = measured(model, prompts, ways, batch=batch, tokens=options.tokens, rounds=options.rounds)
             drafting = {name for name, how in ways.items() if how.block_length and how.verifier.mix_weight == 1}
             for line in lines(batch, length, read, speeds, lossless=drafting):
                 print(line, flush=True)
@@ -96,22 +100,24 @@ def ways_also(drafting: Decoding, also: str) -> Iterator[tuple[str, Decoding]]:
 
 
 def measured(
-    model: ServingModel, prompts: list[list[int]], ways: dict[str, Decoding], *, tokens: int, rounds: int
+    model: ServingModel, prompts: list[list[int]], ways: dict[str, Decoding], *, batch: int, tokens: int, rounds: int
 ) -> tuple[float, dict[str, list[Speed]]]:
-    """Seconds to read all prompts, and the rounds of every way, which begin where the prompts were kept."""
+    """Prompt tokens read a second, and the rounds of every way: all of them, `batch` at a time, from where they were kept."""
     most = max(len(prompts[0]) + how.max_new_tokens + how.max_step_slots for how in ways.values())
-    engine = Engine(model, num_slots=2 * len(prompts) * most, max_rows=len(prompts), keep_prefixes=len(prompts))
+    engine = Engine(model, num_slots=2 * len(prompts) * most, max_rows=batch, keep_prefixes=len(prompts))
     began = time.perf_counter()
-    for seed, prompt in enumerate(prompts):
-        engine.add(Request(prompt, replace(ways["ar"], max_new_tokens=1), SeededChance(seed)))
-    while engine.num_rows:
-        engine.step()
-    read = time.perf_counter() - began
+    for first in range(0, len(prompts), batch):
+        for prompt in prompts[first : first + batch]:
+            engine.add(Request(prompt, replace(ways["ar"], max_new_tokens=1), SeededChance(0)))
+        while engine.num_rows:
+            engine.step()
+    read = len(prompts) * len(prompts[0]) / (time.perf_counter() - began)
     speeds: dict[str, list[Speed]] = {name: [] for name in ways}
     for number in range(rounds):
         for name, how in ways.items():
             requests = [Request(prompt, how, SeededChance(number * len(prompts) + at)) for at, prompt in enumerate(prompts)]
-            speeds[name].append(_speed(engine, requests, tokens))
+            each = [_speed(engine, requests[first : first + batch], tokens) for first in range(0, len(requests), batch)]
+            speeds[name].append(Speed(sum(s.tokens for s in each), sum(s.forwards for s in each), sum(s.seconds for s in each)))
     return read, speeds
 
 
@@ -136,7 +142,7 @@ def _speed(engine: Engine, requests: list[Request], tokens: int) -> Speed:
 
 def lines(batch: int, length: int, read: float, speeds: dict[str, list[Speed]], *, lossless: set[str]) -> Iterator[str]:
     """One for reading the prompts and one for each way; those that are `lossless` and slower than AR are marked."""
-    yield f"| {batch} | {length} | *prefill* | {batch * length / read:.0f} | | | | {read:.2f} s |"
+    yield f"| {batch} | {length} | *prefill* | {read:.0f} | | | | |"
     rates = {name: statistics.median(one.tokens / one.seconds for one in rounds) for name, rounds in speeds.items()}
     costs = {name: statistics.median(one.seconds / one.forwards for one in rounds) for name, rounds in speeds.items()}
     for name, rounds in speeds.items():
