@@ -78,29 +78,34 @@ static void pack_values(const bf16 *values, int64_t count, int64_t width, bf16 (
     }
 }
 
-// Which of the 16 keys from `key` on, counted from the row's begin, does a slot of the part see?
+// Which of the 8 keys from `key` on, counted from the row's begin, are masks of a slot's own block, at `begin` or after it?
+static unsigned block_seen_by(int64_t slot, int64_t key, int64_t begin, const Part *part, const Sight *sight) {
+    int64_t other = key - part->length;
+    __mmask8 masks = (__mmask8)(first_lanes(part->count - other) & ~first_lanes(part->clean - other));
+    __m512i block = _mm512_maskz_loadu_epi64(masks, sight->block + other), position = _mm512_maskz_loadu_epi64(masks, sight->position + other);
+    masks = _mm512_mask_cmpeq_epi64_mask(masks, block, _mm512_set1_epi64(sight->block[slot]));
+    return _mm512_mask_cmpge_epi64_mask(masks, position, _mm512_set1_epi64(begin));
+}
+
+// Which of the 16 keys from `key` on does a slot of the part see?
 static __mmask16 seen_by(int64_t slot, int64_t key, const Part *part, const Sight *sight) {
     int64_t num_clean = part->length + part->clean, end = least(sight->start[slot], num_clean);
     int64_t begin = sight->window ? most(sight->position[slot] - sight->window + 1, 0) : 0;
-    __mmask16 seen = first_lanes(end - key) & ~first_lanes(begin - key);
-    for (int64_t other = most(key, num_clean); other < least(key + LANES, part->length + part->count); other++) {
-        int64_t at = other - part->length;
-        if (sight->block[at] == sight->block[slot] && sight->position[at] >= begin) seen |= (__mmask16)(1u << (other - key));
-    }
-    return seen;
+    unsigned seen = first_lanes(end - key) & ~first_lanes(begin - key);
+    if (slot >= part->clean && key + LANES > num_clean)
+        seen |= block_seen_by(slot, key, begin, part, sight) | block_seen_by(slot, key + 8, begin, part, sight) << 8;
+    return (__mmask16)seen;
 }
 
-// One row's scores of a block become weights; what was summed before is scaled to the new maximum.
-static void weigh(Softmax *s, int64_t r, const __mmask16 seen[VECTORS], float scale, int64_t width) {
-    __m512 score[VECTORS], top = _mm512_set1_ps(s->top[r]), total = _mm512_setzero_ps();
-    UNROLLED for (int v = 0; v < VECTORS; v++) {
-        score[v] = _mm512_mul_ps(_mm512_loadu_ps(s->scores[r] + v * LANES), _mm512_set1_ps(scale));
-        top = _mm512_mask_max_ps(top, seen[v], top, score[v]);
-    }
+// One row's scores of a block become weights; what was summed before is scaled to the new maximum. `power` makes a score one of 2.
+static void weigh(Softmax *s, int64_t r, int vectors, const __mmask16 seen[VECTORS], float power, int64_t width) {
+    __m512 top = _mm512_set1_ps(s->top[r]), total = _mm512_setzero_ps();
+    for (int v = 0; v < vectors; v++) top = _mm512_mask_max_ps(top, seen[v], top, _mm512_loadu_ps(s->scores[r] + v * LANES));
     float highest = _mm512_reduce_max_ps(top);
-    top = _mm512_set1_ps(highest);
-    UNROLLED for (int v = 0; v < VECTORS; v++) {
-        __m512 weight = _mm512_maskz_mov_ps(seen[v], exp_of(_mm512_sub_ps(score[v], top)));
+    __m512 scale = _mm512_set1_ps(power), shift = _mm512_set1_ps(-highest * power);
+    for (int v = 0; v < vectors; v++) {
+        __m512 score = _mm512_loadu_ps(s->scores[r] + v * LANES);
+        __m512 weight = _mm512_maskz_mov_ps(seen[v], exp2_of(_mm512_fmadd_ps(score, scale, shift)));
         total = _mm512_add_ps(total, weight);
         store_rounded(s->weights[r] + v * LANES, 0xFFFF, weight);
     }
@@ -109,7 +114,7 @@ static void weigh(Softmax *s, int64_t r, const __mmask16 seen[VECTORS], float sc
         s->total[r] += sum;
         return;
     }
-    __m512 kept = exp_of(_mm512_sub_ps(_mm512_set1_ps(s->top[r]), top));
+    __m512 kept = exp2_of(_mm512_set1_ps((s->top[r] - highest) * power));
     s->total[r] = s->total[r] * _mm512_cvtss_f32(kept) + sum;
     s->top[r] = highest;
     for (int64_t dim = 0; dim < width; dim += LANES) {
@@ -124,18 +129,19 @@ static void attend_block(Softmax *s, const bf16 *q, int64_t first, int64_t rows,
     pack_keys(k + key * width, count, width, s->keys);
     pack_values(v + key * width, count, width, s->values);
     multiply_panel((Rows){q, width, NULL}, rows, s->keys[0][0], VECTORS, width, s->scores[0], 0);
-    float scale = 1 / sqrtf((float)width);
+    int used = (int)over(count, LANES);
+    float power = LOG2_E / sqrtf((float)width);
     __mmask16 seen[VECTORS];
     for (int64_t r = 0, slot = -1; r < rows; r++) {
         if ((first + r) / per_slot != slot) {
             slot = (first + r) / per_slot;
-            for (int i = 0; i < VECTORS; i++) seen[i] = seen_by(slot, key + i * LANES, part, sight);
+            for (int i = 0; i < used; i++) seen[i] = seen_by(slot, key + i * LANES, part, sight);
         }
-        weigh(s, r, seen, scale, width);
+        weigh(s, r, used, seen, power, width);
     }
     for (int64_t dim = 0; dim < width; dim += PANEL) {
         int vectors = (int)(least(PANEL, width - dim) / LANES);
-        multiply_panel((Rows){s->weights[0], KEYS, NULL}, rows, s->values[dim / PANEL][0][0], vectors, KEYS, s->weighted[dim / PANEL][0], 1);
+        multiply_panel((Rows){s->weights[0], KEYS, NULL}, rows, s->values[dim / PANEL][0][0], vectors, used * LANES, s->weighted[dim / PANEL][0], 1);
     }
 }
 
@@ -150,9 +156,9 @@ static void attend(const bf16 *q, int64_t first, int64_t rows, int64_t per_slot,
         until = most(until, slot < part->clean ? sight->start[slot] : all);
     }
     for (int64_t r = 0; r < rows; r++) s.top[r] = HIDDEN, s.total[r] = 0;
-    memset(s.weighted, 0, sizeof s.weighted);
+    memset(s.weighted, 0, over(width, PANEL) * sizeof s.weighted[0]);
     for (int64_t key = from / KEYS * KEYS; key < until; key += KEYS)
-        attend_block(&s, q, first, rows, per_slot, key, least(KEYS, all - key), k, v, width, part, sight);
+        attend_block(&s, q, first, rows, per_slot, key, least(KEYS, until - key), k, v, width, part, sight);
     for (int64_t r = 0; r < rows; r++) {
         bf16 *out = to + (first + r) / per_slot * stride + (first + r) % per_slot * width;
         __m512 share = _mm512_set1_ps(s.total[r] > 0 ? 1 / s.total[r] : 0);
