@@ -8,6 +8,7 @@
 // The stream, the router's state and all sums are float32; what enters a product is rounded to bfloat16. No sum's order depends on
 // the number of slots, of rows or of threads, so a slot's result is the same to the bit whatever rides along.
 #include <omp.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #include "product.h"
@@ -62,6 +63,7 @@ typedef struct {
     int32_t *older, *place, *order;  // `order`: slots by expert
     int64_t *first_of;               // [experts + 2] in `order`
     int64_t *next_job;               // [phases]
+    int64_t *ended;                  // phases, by all threads
 } Scratch;
 
 typedef struct {
@@ -73,7 +75,7 @@ typedef struct {
     const Model *m;
     const Forward *f;
     Scratch *s;
-    int64_t phase, layer;
+    int64_t threads, phase, layer;
     Span own;  // slots
     // Its share of what has columns besides, a product's panels or the heads: of its own slots all, or of all slots every `step`th.
     Span rows;
@@ -84,13 +86,18 @@ enum { ENOUGH = 8 };  // slots for each thread, to share products by slots
 
 static Walk walk_of(const Model *m, const Forward *f, Scratch *s, int64_t thread, int64_t threads) {
     Span all = {0, f->slots}, own = {f->slots * thread / threads, f->slots * (thread + 1) / threads};
-    if (threads == 1 || f->slots >= ENOUGH * threads) return (Walk){m, f, s, 0, 0, own, own, 0, 1};
-    return (Walk){m, f, s, 0, 0, own, all, thread, threads};
+    if (threads == 1 || f->slots >= ENOUGH * threads) return (Walk){m, f, s, threads, 0, 0, own, own, 0, 1};
+    return (Walk){m, f, s, threads, 0, 0, own, all, thread, threads};
 }
 
+// A barrier. OpenMP's own asks the kernel each time to wake those who sleep, which takes as long as a phase of one slot.
 static void end_phase(Walk *w) {
-#pragma omp barrier
-    w->phase++;
+    int64_t all = ++w->phase * w->threads;
+    __atomic_add_fetch(w->s->ended, 1, __ATOMIC_ACQ_REL);
+    for (int64_t looks = 0; __atomic_load_n(w->s->ended, __ATOMIC_ACQUIRE) < all; looks++) {
+        if (looks < 1000) _mm_pause();
+        else sched_yield();
+    }
 }
 
 // Ends a phase whose results are for the slots' owner alone.
@@ -515,11 +522,13 @@ static uintptr_t lay_out(Scratch *s, const Model *m, const Forward *f, uintptr_t
     s->router = carve(&at, n * router, 2), s->router_next = carve(&at, n * router, 2);
     s->older = carve(&at, n, 4), s->place = carve(&at, n, 4), s->order = carve(&at, n, 4);
     s->first_of = carve(&at, m->experts + 2, 8), s->next_job = carve(&at, PHASES * m->layers + 1, 8);
+    s->ended = carve(&at, 1, 8);
     return at;
 }
 
 static void prepare(Scratch *s, const Model *m, const Forward *f) {
     memset(s->next_job, 0, 8 * (PHASES * m->layers + 1));
+    *s->ended = 0;
     for (int64_t p = 0; p < f->num_parts; p++)
         for (int64_t i = 0; i < f->parts[p].count; i++)
             s->place[f->parts[p].first + i] = (int32_t)(f->parts[p].begin + f->parts[p].length + i);
