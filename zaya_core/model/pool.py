@@ -159,7 +159,7 @@ class Pool:
         """Room for a forward's time steps, with the rows' tails before them."""
         if self.joined.shape[1] < end or self.joined is self.tails:
             self.joined = self.tails.new_empty(self.tails.shape[0], end, self.tails.shape[2])
-        self.joined[:, : self.num_past] = self.tails[:, self._at]
+        self.joined[:, : self.num_past] = self.tails.index_select(1, self._at.to(self.device))
         self._layers = []
 
     @property
