@@ -82,11 +82,13 @@ typedef struct {
     int64_t column, step;
 } Walk;
 
-enum { ENOUGH = 8 };  // slots for each thread, to share products by slots
+// How many slots must each thread own, to share products by slots? As many as one multiplies while it reads the weights: of a small
+// model from its caches, else from memory.
+static int64_t enough_slots(const Model *m) { return packed_size(&m->layer->into) <= 1 << 18 ? 8 : TILE; }
 
 static Walk walk_of(const Model *m, const Forward *f, Scratch *s, int64_t thread, int64_t threads) {
     Span all = {0, f->slots}, own = {f->slots * thread / threads, f->slots * (thread + 1) / threads};
-    if (threads == 1 || f->slots >= ENOUGH * threads) return (Walk){m, f, s, threads, 0, 0, own, own, 0, 1};
+    if (threads == 1 || f->slots >= enough_slots(m) * threads) return (Walk){m, f, s, threads, 0, 0, own, own, 0, 1};
     return (Walk){m, f, s, threads, 0, 0, own, all, thread, threads};
 }
 
