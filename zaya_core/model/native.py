@@ -15,7 +15,7 @@ from zaya_core.ops import native
 from zaya_core.ops.rope import rotary_angles
 
 LANES, PANEL, MOST_WIDTH = 16, 64, 256  # as in product.h and attention.h
-ALONE = 2**20  # products of one layer below which threads wait for each other longer than they work
+ALONE = 2**18  # products of one layer below which threads wait for each other longer than they work
 
 
 def why_not(model: Zaya) -> str | None:

@@ -84,7 +84,7 @@ typedef struct {
 
 // How many slots must each thread own, to share products by slots? As many as one multiplies while it reads the weights: of a small
 // model from its caches, else from memory.
-static int64_t enough_slots(const Model *m) { return packed_size(&m->layer->into) <= 1 << 18 ? 8 : TILE; }
+static int64_t enough_slots(const Model *m) { return packed_size(&m->layer->into) <= 1 << 18 ? 4 : TILE; }
 
 static Walk walk_of(const Model *m, const Forward *f, Scratch *s, int64_t thread, int64_t threads) {
     Span all = {0, f->slots}, own = {f->slots * thread / threads, f->slots * (thread + 1) / threads};
@@ -97,7 +97,7 @@ static void end_phase(Walk *w) {
     int64_t all = ++w->phase * w->threads;
     __atomic_add_fetch(w->s->ended, 1, __ATOMIC_ACQ_REL);
     for (int64_t looks = 0; __atomic_load_n(w->s->ended, __ATOMIC_ACQUIRE) < all; looks++) {
-        if (looks < 1000) _mm_pause();
+        if (looks < 200) _mm_pause();
         else sched_yield();
     }
 }
