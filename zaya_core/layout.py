@@ -9,7 +9,7 @@ predecessor of a slot is not the slot to its left. `NO_HISTORY` points at the ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
@@ -33,6 +33,8 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same slots on another device."""
+        if self.position.device == device:
+            return self
         return Layout(
             **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "num_clean"}, num_clean=self.num_clean
         )
@@ -111,7 +113,7 @@ def side_by_side(steps: Sequence[Layout], lengths: Sequence[int]) -> Layout:
     """
     if len(steps) == 1:
         (only,), (length,) = steps, lengths
-        return replace(only, position=only.position + length, start=only.start + length, num_clean=0)
+        return Layout(only.position + length, only.start + length, only.block, only.document, only.prev, num_clean=0)
     sizes = torch.tensor([step.position.shape[1] for step in steps])
     number = torch.arange(len(steps)).repeat_interleave(sizes)
     length, begin = torch.tensor(lengths)[number], (sizes.cumsum(0) - sizes)[number]

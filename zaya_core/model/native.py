@@ -15,7 +15,7 @@ from zaya_core.ops import native
 from zaya_core.ops.rope import rotary_angles
 
 LANES, PANEL, MOST_WIDTH = 16, 64, 256  # as in product.h and attention.h
-ALONE = 2**20  # products of one layer below which threads wait for each other longer than they work
+ALONE = 2**18  # products of one layer below which threads wait for each other longer than they work
 
 
 def why_not(model: Zaya) -> str | None:
@@ -157,13 +157,13 @@ class NativeModel(ServingModel):
         return self._kept[-1].data_ptr()
 
     def _make_turns(self, positions: int) -> None:
-        """Tables of cosines and sines [positions, R / 2, 2] for every kind of layer, at least that long."""
+        """Tables of cosines and sines [positions, 2, R / 2] for every kind of layer, at least that long."""
         if self.turns and len(next(iter(self.turns.values()))) >= positions:
             return
         position = torch.arange(max(256, 2 * positions))[None]
         for kind in set(self.config.layer_types):
             angles = rotary_angles(position, self.config.head_dim, self.config.rope_parameters[kind], self.dtype)
-            self.turns[kind] = torch.stack([part[0, :, 0].float() for part in angles], -1).contiguous()
+            self.turns[kind] = torch.stack([part[0, :, 0].float() for part in angles], 1)
         for layer, kind in zip(range(self.c.num_layers), self.config.layer_types, strict=True):
             self.c.layers[layer].turns = self.turns[kind].data_ptr()
 

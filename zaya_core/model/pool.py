@@ -85,7 +85,7 @@ class Pool:
         self.tails = self._empty[:, None].repeat(1, max_rows * HISTORY, 1)
         self.joined = self.tails
         self._rows: list[Row] = []
-        self._at = torch.arange(0)
+        self._at: list[int] = []  # this forward's rows' tails
         self.parts: list[Part] = []
         self._layers: list[LayerPool] = []
 
@@ -152,14 +152,14 @@ class Pool:
                 raise ConfigError(f"a step of {count} slots does not fit into the {row.capacity - row.length} left of its row")
             self.parts.append(Part(row, step, slice(done, done + count), slice(begin, begin + count)))
             done += count
-        self._at = torch.tensor([at for row, _ in steps for at in range(*self._tail(row).indices(self.max_rows * HISTORY))])
+        self._at = [at for row, _ in steps for at in range(self._tail(row).start, self._tail(row).stop)]
         return side_by_side([step for _, step in steps], [row.length for row, _ in steps])
 
     def _begin(self, end: int) -> None:
         """Room for a forward's time steps, with the rows' tails before them."""
         if self.joined.shape[1] < end or self.joined is self.tails:
             self.joined = self.tails.new_empty(self.tails.shape[0], end, self.tails.shape[2])
-        self.joined[:, : self.num_past] = self.tails[:, self._at]
+        self.joined[:, : self.num_past] = self.tails.index_select(1, torch.tensor(self._at, device=self.device))
         self._layers = []
 
     @property
@@ -208,7 +208,7 @@ class Pool:
             for at in range(length // MARK * MARK + MARK, length + count + 1, MARK) if self._marks else ():
                 part.row.marks[at] = self.joined[:, torch.tensor(steps[at - length : at - length + HISTORY])]
             part.row.length += count
-        taken_at, at = torch.stack([torch.tensor(taken), self._at]).to(self.device, non_blocking=True)
+        taken_at, at = torch.tensor([taken, self._at]).to(self.device, non_blocking=True)
         self.tails.index_copy_(1, at, self.joined.index_select(1, taken_at))
 
     def fill(self) -> None:

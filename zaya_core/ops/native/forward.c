@@ -1,9 +1,14 @@
 // The serving network's forward in bfloat16, one call for all layers: the same function as model/serving.py, which is its oracle.
 //
-// Threads walk through the phases of a layer together. A phase is a list of jobs, each taken by whoever is free, and ends with a
-// barrier. The stream, the router's state and all sums are float32; what enters a product is rounded to bfloat16. No sum's order
-// depends on the number of slots, of rows or of threads, so a slot's result is the same to the bit whatever rides along.
+// Threads walk through the phases of a layer together. Each owns a part of the slots: what goes slot by slot it does for those alone,
+// so that a slot's rows stay in one core's cache and a barrier is needed only where slots look at each other. The products of few
+// slots are shared by panels instead, for one core does not read weights as fast as several. Attention and experts are lists of
+// jobs, each taken by whoever is free.
+//
+// The stream, the router's state and all sums are float32; what enters a product is rounded to bfloat16. No sum's order depends on
+// the number of slots, of rows or of threads, so a slot's result is the same to the bit whatever rides along.
 #include <omp.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #include "product.h"
@@ -25,7 +30,7 @@ typedef struct {
     const float *carry;     // [router width], or NULL
     const float *balance;   // [experts + 1]
     Product gate, up, shrink;
-    const float *turns;       // [positions][rotated / 2][2]: cosine and sine
+    const float *turns;       // [positions][2][rotated / 2]: cosines, then sines
     int64_t rotated, window;  // dims of a head that turn; positions seen, 0 for all
 } Layer;
 
@@ -58,25 +63,59 @@ typedef struct {
     int32_t *older, *place, *order;  // `order`: slots by expert
     int64_t *first_of;               // [experts + 2] in `order`
     int64_t *next_job;               // [phases]
+    int64_t *ended;                  // phases, by all threads
 } Scratch;
+
+typedef struct {
+    int64_t begin, end;
+} Span;
 
 // A thread's view of all of it.
 typedef struct {
     const Model *m;
     const Forward *f;
     Scratch *s;
-    int64_t phase, layer;
+    int64_t threads, phase, layer;
+    Span own;  // slots
+    // Its share of what has columns besides, a product's panels or the heads: of its own slots all, or of all slots every `step`th.
+    Span rows;
+    int64_t column, step;
 } Walk;
+
+// How many slots must each thread own, to share products by slots? As many as one multiplies while it reads the weights: of a small
+// model from its caches, else from memory.
+static int64_t enough_slots(const Model *m) { return packed_size(&m->layer->into) <= 1 << 18 ? 4 : TILE; }
+
+static Walk walk_of(const Model *m, const Forward *f, Scratch *s, int64_t thread, int64_t threads) {
+    Span all = {0, f->slots}, own = {f->slots * thread / threads, f->slots * (thread + 1) / threads};
+    if (threads == 1 || f->slots >= enough_slots(m) * threads) return (Walk){m, f, s, threads, 0, 0, own, own, 0, 1};
+    return (Walk){m, f, s, threads, 0, 0, own, all, thread, threads};
+}
+
+// A barrier. OpenMP's own asks the kernel each time to wake those who sleep, which takes as long as a phase of one slot.
+static void end_phase(Walk *w) {
+    int64_t all = ++w->phase * w->threads;
+    __atomic_add_fetch(w->s->ended, 1, __ATOMIC_ACQ_REL);
+    for (int64_t looks = 0; __atomic_load_n(w->s->ended, __ATOMIC_ACQUIRE) < all; looks++) {
+        if (looks < 200) _mm_pause();
+        else sched_yield();
+    }
+}
+
+// Ends a phase whose results are for the slots' owner alone.
+static void end_own(Walk *w) {
+    if (w->step > 1) end_phase(w);
+}
+
+#define FOR_OWN(w, t) for (int64_t t = (w)->own.begin; t < (w)->own.end; t++)
+#define FOR_COLUMNS(w, c, columns) for (int64_t c = (w)->column; c < (columns); c += (w)->step)
+#define FOR_TILES(w, first, count) \
+    for (int64_t first = (w)->rows.begin, count; count = least(TILE, (w)->rows.end - first), count > 0; first += TILE)
 
 // The next job of this phase, or -1.
 static int64_t take(const Walk *w, int64_t jobs) {
     int64_t job = __atomic_fetch_add(&w->s->next_job[w->phase], 1, __ATOMIC_RELAXED);
     return job < jobs ? job : -1;
-}
-
-static void end_phase(Walk *w) {
-#pragma omp barrier
-    w->phase++;
 }
 
 #define FOR_JOBS(w, job, jobs) for (int64_t job; (job = take(w, jobs)) >= 0;)
@@ -113,16 +152,15 @@ static void put(const float *y, int64_t rows, int64_t outputs, Target to, int64_
 
 static int64_t jobs_of(const Product *p, int64_t rows) { return panels_of(p) * over(rows, TILE); }
 
-static void product_job(const Product *p, const bf16 *x, int64_t rows, Target to, int64_t job) {
+static void product_tile(const Product *p, int64_t panel, const bf16 *x, int64_t first, int64_t count, Target to) {
     float y[TILE * PANEL];
-    int64_t tiles = over(rows, TILE), row = job % tiles * TILE, count = least(TILE, rows - row), panel = job / tiles;
-    int64_t outputs = product_panel(p, panel, (Rows){x + row * p->in, p->in, NULL}, count, y);
-    put(y, count, outputs, to, row, panel * PANEL);
+    int64_t outputs = product_panel(p, panel, (Rows){x + first * p->in, p->in, NULL}, count, y);
+    put(y, count, outputs, to, first, panel * PANEL);
 }
 
-static void product(Walk *w, const Product *p, const bf16 *x, Target to) {
-    FOR_JOBS(w, job, jobs_of(p, w->f->slots)) product_job(p, x, w->f->slots, to, job);
-    end_phase(w);
+static void product(const Walk *w, const Product *p, const bf16 *x, Target to) {
+    FOR_COLUMNS(w, panel, panels_of(p))
+    FOR_TILES(w, first, count) product_tile(p, panel, x, first, count, to);
 }
 
 // --- the stream ---------------------------------------------------------------------------------------------------------------
@@ -164,15 +202,14 @@ static void embed(const Model *m, int64_t token, float *stream) {
 }
 
 // Merge what the layer below put out, if there is one, into the stream; then the norm before the next part.
-static void enter(Walk *w, const Merge *merge, const float *share, const float *norm, bf16 *to) {
+static void enter(const Walk *w, const Merge *merge, const float *share, const float *norm, bf16 *to) {
     const Model *m = w->m;
-    FOR_JOBS(w, t, w->f->slots) {
+    FOR_OWN(w, t) {
         float *stream = w->s->stream + t * m->hidden;
         if (merge) merge_row(*merge, w->s->output + t * m->hidden, share ? share[t] : 1, stream, m->hidden);
         else embed(m, w->f->tokens[t], stream);
         norm_row(stream, norm, m->hidden, m->eps, to + t * m->hidden);
     }
-    end_phase(w);
 }
 
 // --- compressed convolutional attention ---------------------------------------------------------------------------------------
@@ -188,16 +225,17 @@ static bf16 *stored_of(const Walk *w, int64_t keys_or_values, int64_t group) {
 static void values_of(const Walk *w, int64_t first, int64_t count) {
     const Model *m = w->m;
     int64_t half = value_half(m), row = joined_width(m);
-    for (int64_t t = first; t < first + count; t++) {
-        const float *delayed = joined_of(w) + w->f->prev[t] * row + channels(m);
-        const float *current = joined_of(w) + (w->f->past + t) * row + channels(m) + half;
-        for (int64_t i = 0; i < 2 * half; i += LANES) {
-            float both[LANES];
-            for (int64_t j = i; j < i + LANES; j++) both[j - i] = j < half ? current[j] : delayed[j - half];
-            bf16 *to = stored_of(w, 1, i / m->width) + w->s->place[t] * m->width + i % m->width;
-            store_rounded(to, 0xFFFF, _mm512_loadu_ps(both));
+    const float *joined = joined_of(w) + channels(m);
+    for (int64_t group = 0, at = 0; group < m->groups; group++, at += m->width)
+        for (int64_t t = first; t < first + count; t++) {
+            const float *current = joined + (w->f->past + t) * row + half + at, *delayed = joined + w->f->prev[t] * row + at - half;
+            bf16 *to = stored_of(w, 1, group) + w->s->place[t] * m->width;
+            for (int64_t i = 0; i < m->width; i += LANES) {
+                __mmask16 own = first_lanes(half - at - i);
+                __m512 x = _mm512_mask_loadu_ps(_mm512_maskz_loadu_ps(own, current + i), ~own, delayed + i);
+                store_rounded(to + i, 0xFFFF, x);
+            }
         }
-    }
 }
 
 // The depthwise convolution's output for a predecessor and for a slot, side by side [2 width]: what the grouped one multiplies.
@@ -212,30 +250,31 @@ static void depthwise_row(const float *taps, int64_t all, const float *older, co
     }
 }
 
-// Add the mean residual (model.md A2.2): of a query with its group's key, or of a key with the mean of its queries.
-static void add_mean(const Model *m, const float *latents, int64_t head, float *x) {
-    int64_t per_group = m->queries / m->groups, is_key = head >= m->queries, group = is_key ? head - m->queries : head / per_group;
-    const float *key = latents + (m->queries + group) * m->width, *query = latents + (is_key ? group * per_group : head) * m->width;
-    for (int64_t i = 0; i < m->width; i++) {
-        float sum = query[i];
-        for (int64_t other = 1; is_key && other < per_group; other++) sum += query[other * m->width + i];
-        x[i] += 0.5f * ((is_key ? sum / (float)per_group : sum) + key[i]);
+// to = x + the mean residual (model.md A2.2): of a query with its group's key, or of a key with the mean of its queries. `query` and
+// `key` are latents; the next ones of `averaged` queries follow.
+static void add_mean(const float *x, const float *query, int64_t averaged, const float *key, int64_t width, int64_t dims, float *to) {
+    __m512 half = _mm512_set1_ps(0.5f), share = _mm512_set1_ps(0.5f / (float)averaged);
+    for (int64_t i = 0; i < dims; i += LANES) {
+        __m512 sum = _mm512_loadu_ps(query + i);
+        for (int64_t other = 1; other < averaged; other++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(query + other * width + i));
+        sum = _mm512_fmadd_ps(sum, share, _mm512_mul_ps(half, _mm512_loadu_ps(key + i)));
+        _mm512_storeu_ps(to + i, _mm512_add_ps(_mm512_loadu_ps(x + i), sum));
     }
 }
 
-// To its length, and turned by the slot's position.
-static void norm_and_turn(const Model *m, const Layer *l, int64_t head, int64_t position, float *x) {
+// To its length, and turned: the first dims with as many next ones, by their cosines and then sines. Rounded.
+static void norm_and_turn(float *x, int64_t width, float length, const float *turn, int64_t half, bf16 *to) {
     __m512 squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < m->width; i += LANES) squares = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i), squares);
-    float scale = l->length[head] / fmaxf(sqrtf(_mm512_reduce_add_ps(squares)), 1.1920929e-7f);
-    const float *turn = l->turns + position * l->rotated;
-    int64_t half = l->rotated / 2;
-    for (int64_t i = 0; i < m->width; i++) x[i] *= scale;
-    for (int64_t i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half];
-        x[i] = a * turn[2 * i] - b * turn[2 * i + 1];
-        x[i + half] = b * turn[2 * i] + a * turn[2 * i + 1];
+    for (int64_t i = 0; i < width; i += LANES) squares = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i), squares);
+    __m512 scale = _mm512_set1_ps(length / fmaxf(sqrtf(_mm512_reduce_add_ps(squares)), 1.1920929e-7f));
+    for (int64_t i = 0; i < half; i += LANES) {
+        __mmask16 lanes = first_lanes(half - i);
+        __m512 a = _mm512_maskz_loadu_ps(lanes, x + i), b = _mm512_maskz_loadu_ps(lanes, x + half + i);
+        __m512 cosine = _mm512_maskz_loadu_ps(lanes, turn + i), sine = _mm512_maskz_loadu_ps(lanes, turn + half + i);
+        _mm512_mask_storeu_ps(x + i, lanes, _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine)));
+        _mm512_mask_storeu_ps(x + half + i, lanes, _mm512_fmadd_ps(b, cosine, _mm512_mul_ps(a, sine)));
     }
+    for (int64_t i = 0; i < width; i += LANES) store_rounded(to + i, 0xFFFF, _mm512_mul_ps(_mm512_loadu_ps(x + i), scale));
 }
 
 // One head of at most TILE slots: mixed over time, normed, turned. Queries go to scratch [group][slot][head in group], keys to the pool.
@@ -253,30 +292,30 @@ static void mix_head(const Walk *w, int64_t head, int64_t first, int64_t count) 
     }
     Product mix = l->mix;
     mix.weight += head * packed_size(&mix), mix.bias += head * width;
+    int64_t is_key = head >= m->queries, group = is_key ? head - m->queries : head / per_group;
     for (int64_t panel = 0; panel < panels_of(&mix); panel++) {
-        int64_t outputs = product_panel(&mix, panel, (Rows){inputs, 2 * width, NULL}, count, mixed);
-        for (int64_t r = 0; r < count; r++) memcpy(heads + r * width + panel * PANEL, mixed + r * PANEL, sizeof(float) * outputs);
+        int64_t outputs = product_panel(&mix, panel, (Rows){inputs, 2 * width, NULL}, count, mixed), at = panel * PANEL;
+        for (int64_t r = 0; r < count; r++) {
+            const float *latents = joined + (w->f->past + first + r) * row + at;
+            add_mean(mixed + r * PANEL, latents + (is_key ? group * per_group : head) * width, is_key ? per_group : 1,
+                     latents + (m->queries + group) * width, width, outputs, heads + r * width + at);
+        }
     }
+    bf16 *queries = w->s->queries + (group * w->f->slots * per_group + head % per_group) * width, *keys = stored_of(w, 0, group);
     for (int64_t r = 0; r < count; r++) {
         int64_t t = first + r;
-        float *x = heads + r * width;
-        add_mean(m, joined + (w->f->past + t) * row, head, x);
-        norm_and_turn(m, l, head, w->f->position[t], x);
-        bf16 *to = head < m->queries
-                       ? w->s->queries + ((head / per_group * w->f->slots + t) * per_group + head % per_group) * width
-                       : stored_of(w, 0, head - m->queries) + w->s->place[t] * width;
-        for (int64_t i = 0; i < width; i += LANES) store_rounded(to + i, 0xFFFF, _mm512_loadu_ps(x + i));
+        bf16 *to = is_key ? keys + w->s->place[t] * width : queries + t * per_group * width;
+        norm_and_turn(heads + r * width, width, l->length[head], l->turns + w->f->position[t] * l->rotated, l->rotated / 2, to);
     }
 }
 
-static void mix(Walk *w) {
-    int64_t slots = w->f->slots, tiles = over(slots, TILE), heads = num_heads(w->m);
-    FOR_JOBS(w, job, tiles * (heads + 1)) {
-        int64_t first = job / (heads + 1) * TILE, head = job % (heads + 1), count = least(TILE, slots - first);
+static void mix(const Walk *w) {
+    int64_t heads = num_heads(w->m);
+    FOR_COLUMNS(w, head, heads + 1)
+    FOR_TILES(w, first, count) {
         if (head == heads) values_of(w, first, count);
         else mix_head(w, head, first, count);
     }
-    end_phase(w);
 }
 
 // The job's share of the attention: a part, a group, and at most TILE of its queries.
@@ -296,42 +335,53 @@ static void attend_job(const Walk *w, int64_t job) {
     attend(q, first, rows, per_group, k, v, m->width, part, &sight, to, m->queries * m->width);
 }
 
-static void attention(Walk *w) {
+static void attention(const Walk *w) {
     int64_t jobs = 0;
     for (int64_t p = 0; p < w->f->num_parts; p++) jobs += over(w->f->parts[p].count * (w->m->queries / w->m->groups), TILE) * w->m->groups;
     FOR_JOBS(w, job, jobs) attend_job(w, job);
-    end_phase(w);
 }
 
 // --- the router and its experts -----------------------------------------------------------------------------------------------
 
 // The state carried through depth, and its norm.
-static void carry_state(Walk *w, const Layer *l) {
+static void carry_state(const Walk *w, const Layer *l) {
     int64_t width = router_width(w->m);
-    FOR_JOBS(w, t, w->f->slots) {
+    FOR_OWN(w, t) {
         float *state = w->s->state + t * width, *carried = w->s->carried + t * width;
         for (int64_t i = 0; i < width; i++) carried[i] = l->carry ? state[i] + carried[i] * l->carry[i] : state[i];
         norm_row(carried, l->router_norm, width, w->m->eps, w->s->router + t * width);
     }
-    end_phase(w);
+}
+
+static void softmax(float *x, int64_t count) {
+    __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += LANES) top = _mm512_max_ps(top, _mm512_mask_loadu_ps(top, first_lanes(count - i), x + i));
+    top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+    for (int64_t i = 0; i < count; i += LANES) {
+        __mmask16 lanes = first_lanes(count - i);
+        __m512 part = _mm512_maskz_mov_ps(lanes, exp_of(_mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, x + i), top)));
+        _mm512_mask_storeu_ps(x + i, lanes, part);
+        total = _mm512_add_ps(total, part);
+    }
+    float sum = _mm512_reduce_add_ps(total);
+    for (int64_t i = 0; i < count; i++) x[i] /= sum;
 }
 
 // By probability plus balance; the first of equals.
-static void choose(const Walk *w, const Layer *l, int64_t t) {
-    int64_t classes = w->m->experts + 1, best = 0;
-    const float *logits = w->s->logits + t * classes;
-    float top = logits[0], total = 0, highest = -INFINITY;
-    for (int64_t i = 1; i < classes; i++) top = fmaxf(top, logits[i]);
-    for (int64_t i = 0; i < classes; i++) total += expf(logits[i] - top);
-    for (int64_t i = 0; i < classes; i++) {
-        float score = expf(logits[i] - top) / total + l->balance[i];
-        if (score > highest) highest = score, best = i;
+static void choose(const Walk *w, const Layer *l) {
+    int64_t classes = w->m->experts + 1;
+    FOR_OWN(w, t) {
+        float *chance = w->s->logits + t * classes, highest = -INFINITY;
+        softmax(chance, classes);
+        int64_t best = 0;
+        for (int64_t i = 0; i < classes; i++)
+            if (chance[i] + l->balance[i] > highest) highest = chance[i] + l->balance[i], best = i;
+        w->f->choices[w->layer * w->f->slots + t] = best;
+        w->s->probability[t] = chance[best];
     }
-    w->f->choices[w->layer * w->f->slots + t] = best;
-    w->s->probability[t] = expf(logits[best] - top) / total;
 }
 
-// Slots in the order of their experts. One thread's work.
+// Slots in the order of their experts.
 static void sort_slots(const Walk *w) {
     const int64_t *choice = w->f->choices + w->layer * w->f->slots;
     int64_t *first = w->s->first_of, classes = w->m->experts + 1, done = 0;
@@ -341,14 +391,6 @@ static void sort_slots(const Walk *w) {
             if (choice[t] == expert) w->s->order[done++] = (int32_t)t;
     }
     first[classes] = done;
-}
-
-static void choose_experts(Walk *w, const Layer *l) {
-    FOR_JOBS(w, t, w->f->slots) choose(w, l, t);
-    end_phase(w);
-#pragma omp master
-    sort_slots(w);
-    end_phase(w);
 }
 
 // The expert that a job belongs to; `job` becomes its number among that expert's.
@@ -390,7 +432,7 @@ static void expert_out(const Walk *w, const Layer *l, int64_t expert, int64_t jo
     int64_t first = begin + job % tiles * TILE, count = least(TILE, begin + rows - first), panel = job / tiles;
     int64_t outputs = product_panel(&shrink, panel, (Rows){w->s->inner + first * shrink.in, shrink.in, NULL}, count, y);
     for (int64_t r = 0; r < count; r++)
-        memcpy(w->s->output + w->s->order[first + r] * w->m->hidden + panel * PANEL, y + r * PANEL, sizeof(float) * outputs);
+        put(y + r * PANEL, 1, outputs, (Target){w->s->output, NULL, shrink.out, AS_IT_IS}, w->s->order[first + r], panel * PANEL);
 }
 
 // Slots that skip the experts put out zeros, or what came in.
@@ -423,7 +465,6 @@ static void experts(Walk *w, const Layer *l) {
         int64_t own = job, expert = expert_of(w, &l->shrink, &own);
         expert_out(w, l, expert, own);
     }
-    end_phase(w);
 }
 
 // --- the whole ----------------------------------------------------------------------------------------------------------------
@@ -434,18 +475,34 @@ static void walk_layer(Walk *w) {
     Scratch *s = w->s;
     const Merge *below = w->layer ? &m->layer[w->layer - 1].mlp_merge : NULL;
     enter(w, below, s->probability, l->input_norm, s->input);
+    end_own(w);
     product(w, &l->into, s->input, (Target){joined_of(w) + w->f->past * joined_width(m), NULL, joined_width(m), AS_IT_IS});
+    end_phase(w);
     mix(w);
+    end_phase(w);
     attention(w);
+    end_phase(w);
     product(w, &l->out, s->attended, (Target){s->output, NULL, m->hidden, AS_IT_IS});
+    end_own(w);
     enter(w, &l->attention_merge, NULL, l->post_norm, s->input);
+    end_own(w);
     product(w, &l->down, s->input, (Target){s->state, NULL, router_width(m), AS_IT_IS});
+    end_own(w);
     carry_state(w, l);
+    end_own(w);
     product(w, &l->first, s->router, (Target){NULL, s->router_next, router_width(m), GELU});
+    end_own(w);
     product(w, &l->second, s->router_next, (Target){NULL, s->router, router_width(m), GELU});
+    end_own(w);
     product(w, &l->last, s->router, (Target){s->logits, NULL, m->experts + 1, AS_IT_IS});
-    choose_experts(w, l);
+    end_own(w);
+    choose(w, l);
+    end_phase(w);
+#pragma omp master
+    sort_slots(w);
+    end_phase(w);
     experts(w, l);
+    end_phase(w);
 }
 
 enum { PHASES = 16 };  // of a layer, at most
@@ -467,11 +524,13 @@ static uintptr_t lay_out(Scratch *s, const Model *m, const Forward *f, uintptr_t
     s->router = carve(&at, n * router, 2), s->router_next = carve(&at, n * router, 2);
     s->older = carve(&at, n, 4), s->place = carve(&at, n, 4), s->order = carve(&at, n, 4);
     s->first_of = carve(&at, m->experts + 2, 8), s->next_job = carve(&at, PHASES * m->layers + 1, 8);
+    s->ended = carve(&at, 1, 8);
     return at;
 }
 
 static void prepare(Scratch *s, const Model *m, const Forward *f) {
     memset(s->next_job, 0, 8 * (PHASES * m->layers + 1));
+    *s->ended = 0;
     for (int64_t p = 0; p < f->num_parts; p++)
         for (int64_t i = 0; i < f->parts[p].count; i++)
             s->place[f->parts[p].first + i] = (int32_t)(f->parts[p].begin + f->parts[p].length + i);
@@ -491,7 +550,7 @@ int zaya_forward(const Model *m, const Forward *f) {
     prepare(&s, m, f);
 #pragma omp parallel num_threads((int)f->threads)
     {
-        Walk w = {m, f, &s, 0, 0};
+        Walk w = walk_of(m, f, &s, omp_get_thread_num(), omp_get_num_threads());
         for (; w.layer < m->layers; w.layer++) walk_layer(&w);
         enter(&w, &m->layer[m->layers - 1].mlp_merge, s.probability, m->norm, f->hidden);
     }
@@ -502,8 +561,12 @@ int zaya_forward(const Model *m, const Forward *f) {
 // y [rows][out] = x [rows][in] W^T + bias.
 void zaya_product(const Product *p, const bf16 *x, int64_t rows, float *y, int64_t threads) {
     Target to = {y, NULL, p->out, AS_IT_IS};
+    int64_t tiles = over(rows, TILE);
 #pragma omp parallel for schedule(dynamic) num_threads((int)threads)
-    for (int64_t job = 0; job < jobs_of(p, rows); job++) product_job(p, x, rows, to, job);
+    for (int64_t job = 0; job < jobs_of(p, rows); job++) {
+        int64_t first = job % tiles * TILE;
+        product_tile(p, job / tiles, x, first, least(TILE, rows - first), to);
+    }
 }
 
 // The sizes that the caller's descriptions of these structures must have.
