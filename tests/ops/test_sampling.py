@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zaya_core.ops.sampling import HEAD, Sampler, draw
+from zaya_core.ops.sampling import HEAD, SHORT, Sampler, draw
 
 
 def nucleus(row: torch.Tensor, top_p: float) -> set[int]:
@@ -35,7 +35,7 @@ def test_the_smallest_nucleus_is_the_likeliest_id():
     assert Sampler(top_p=5e-324).law(row).tolist() == [[0.0, 1.0, 0.0]]
 
 
-@pytest.mark.parametrize("num_ids", [3, 97, 192, 128 * 5, 256 * 7])
+@pytest.mark.parametrize("num_ids", [3, 97, SHORT, SHORT + 1, SHORT + 64, SHORT + 128, 256 * 41])
 def test_a_draw_inverts_the_distribution_function(num_ids):
     generator = torch.Generator().manual_seed(num_ids)
     laws = torch.rand(50, num_ids, generator=generator)

@@ -79,38 +79,22 @@ def judge(turns: Sequence[Turn], parts: Sequence[slice], logits: Tensor) -> None
     samplers = [turn.run.how.sampler for turn in turns]
     seen = [turn.run.seen_by_rows(part.stop - part.start) for turn, part in zip(turns, parts, strict=True)]
     laws = _laws(samplers, parts, _allowed(turns, parts, logits), seen)
-    ids = on_device([index for turn in turns for index in (*turn.drafted[1:], 0)], laws.device)  # no draft after the last row
-    odds = laws.gather(1, ids[:, None])[:, 0].tolist() if any(turn.drafted for turn in turns) else []
-    for turn, part in zip(turns, parts, strict=True):
-        if turn.run.draft is not None and turn.error is None:
-            turn.attempt(partial(_accept, turn, turn.run.draft, odds[part], turn.run.request.chance))
-
+    ids, odds = _verify(turns, parts, laws)
     rows = [part.start + len(turn.held) for turn, part in zip(turns, parts, strict=True)]
     own = picked(laws, rows)
     following = _following(turns, own)
     drawn = draw(following, _points(turns, [slice(place, place + 1) for place in range(len(turns))], following))
-    numbers = [drawn.double(), own.gather(1, drawn[:, None])[:, 0].double()]
-    log_p = None
+    chances = _at(own, drawn)
+    for row, index, chance in zip(rows, drawn.tolist(), chances.tolist(), strict=True):
+        ids[row], odds[row] = index, chance
+    log_p, logprobs = None, list[float]()
     if not all(turn.run.is_plain for turn in turns):
         log_p = logits.log_softmax(-1)
-        ids.index_copy_(0, on_device(rows, ids.device), drawn)
-        numbers.append(log_p.gather(1, ids[:, None])[:, 0].double())
-    told = torch.cat(numbers).tolist()
-    new_ids, own_odds, logprobs = told[: len(turns)], told[len(turns) : 2 * len(turns)], told[2 * len(turns) :]
-    for place, (turn, part) in enumerate(zip(turns, parts, strict=True)):
+        logprobs = _at(log_p, on_device(ids, laws.device)).tolist()
+    for turn, part, row in zip(turns, parts, rows, strict=True):
         if turn.error is None:
-            judged = slice(part.start, rows[place] + 1)
-            sampled = [*odds[judged][:-1], own_odds[place]] if turn.held else [own_odds[place]]
-            turn.attempt(
-                partial(
-                    _conclude,
-                    turn,
-                    [*turn.held, int(new_ids[place])],
-                    sampled,
-                    logprobs[judged],
-                    None if log_p is None else log_p[judged],
-                )
-            )
+            told = slice(part.start, row + 1)
+            turn.attempt(partial(_conclude, turn, ids[told], odds[told], logprobs[told], None if log_p is None else log_p[told]))
 
 
 def propose(turns: Sequence[Turn], parts: Sequence[slice], logits: Tensor) -> None:
@@ -119,13 +103,12 @@ def propose(turns: Sequence[Turn], parts: Sequence[slice], logits: Tensor) -> No
     seen = [turn.run.seen_by_drafts(part.stop - part.start) for turn, part in zip(turns, parts, strict=True)]
     laws = _laws(samplers, parts, logits, seen)
     drawn = draw(laws, _points(turns, parts, laws))
-    numbers = [drawn.double(), laws.gather(1, drawn[:, None])[:, 0].double()]
-    if any(_asks_trust(turn.run) for turn in turns):
-        numbers.append(trust_of(drawn, logits).double())
-    ids, odds, *others = torch.stack(numbers).tolist()
+    chances = _at(laws, drawn)
+    own = trust_of(drawn, logits) if any(_asks_trust(turn.run) for turn in turns) else chances
+    ids, odds, own_odds = drawn.tolist(), chances.tolist(), own.tolist()
     for turn, part in zip(turns, parts, strict=True):
-        trust = others[0] if _asks_trust(turn.run) else odds
-        token_ids = [turn.run.new_ids[-1], *map(int, ids[part])]
+        trust = own_odds if _asks_trust(turn.run) else odds
+        token_ids = [turn.run.new_ids[-1], *ids[part]]
         turn.run.draft = Draft(token_ids, laws[part], logits[part], tuple(odds[part]), tuple(trust[part]))
 
 
@@ -166,8 +149,25 @@ def _laws(samplers: Sequence[Sampler], parts: Sequence[slice], rows: Tensor, see
     return laws[0] if len(laws) == 1 else torch.cat(laws)
 
 
+def _at(rows: Tensor, ids: Tensor) -> Tensor:
+    """What rows [R, V] hold for ids [R]."""
+    return rows.gather(1, ids[:, None])[:, 0]
+
+
 def _accept(turn: Turn, draft: Draft, odds: Sequence[float], chance: Chance) -> None:
     turn.accepted = walk(draft, odds, chance)
+
+
+def _verify(turns: Sequence[Turn], parts: Sequence[slice], laws: Tensor) -> tuple[list[int], list[float]]:
+    """Accept what holds of the drafts, by laws [R, V]; the token that each row judges and its probability, 0 where there is none."""
+    ids = [index for turn in turns for index in (*turn.drafted[1:], 0)]
+    if all(len(turn.drafted) < 2 for turn in turns):
+        return ids, [0.0] * len(ids)
+    odds = _at(laws, on_device(ids, laws.device)).tolist()
+    for turn, part in zip(turns, parts, strict=True):
+        if turn.run.draft is not None and turn.error is None:
+            turn.attempt(partial(_accept, turn, turn.run.draft, odds[part], turn.run.request.chance))
+    return ids, odds
 
 
 def _following(turns: Sequence[Turn], own: Tensor) -> Tensor:

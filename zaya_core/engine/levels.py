@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-
-import numpy as np
+from itertools import accumulate
+from operator import add, mul
 
 WORTH = 0.6  # about the acceptance rate of a good draft; only the choice of levels depends on it
 
@@ -17,22 +17,23 @@ def best_levels(odds: list[float], count: int, worth: Sequence[float]) -> tuple[
     n = len(odds)
     if count >= n:
         return tuple(range(1, n + 1))
-    shifted, barred = _by_level(n, tuple(worth))
-    # [i, j]: what serving acceptances i + 1 .. j + 1 from level i + 1 adds to leaving them without a block.
-    gains = (shifted * odds).cumsum(1) + barred
-    best, rounds = np.zeros(n + 1), []  # best[i]: of levels above i
+    above_none = [each - worth[-1] for each in worth]
+    # [i][j]: what serving acceptances i + 1 .. i + 1 + j from level i + 1 adds to leaving them without a block.
+    gains = [list(accumulate(map(mul, odds[i:], above_none))) for i in range(n)]
+    best, rounds = [0.0] * (n + 1), []  # best[i]: of levels above i
     for _ in range(count):
-        sums = gains + best[1:]
-        better = np.maximum.accumulate(np.maximum(best, sums.max(1))[::-1])[::-1]
-        rounds.append((best.tolist(), better.tolist(), sums.argmax(1)))
+        better = [0.0] * (n + 1)
+        for i in range(n - 1, -1, -1):
+            better[i] = max(better[i + 1], best[i], *map(add, gains[i], best[i + 1 :]))
+        rounds.append((best, better))
         best = better
-    levels, at = list[int](), 0
-    for before, after, ends in reversed(rounds):
-        while at < n and after[at] == after[at + 1]:
-            at += 1
-        if after[at] > before[at]:
-            levels.append(at + 1)
-            at = int(ends[at]) + 1
+    levels, i = list[int](), 0
+    for before, after in reversed(rounds):
+        while i < n and after[i] == after[i + 1]:
+            i += 1
+        if after[i] > before[i]:
+            levels.append(i + 1)
+            i += 1 + list(map(add, gains[i], before[i + 1 :])).index(after[i])
     return tuple(levels)
 
 
@@ -40,10 +41,3 @@ def best_levels(odds: list[float], count: int, worth: Sequence[float]) -> tuple[
 def draft_worth(block_length: int) -> tuple[float, ...]:
     """Of a block that began s positions too early: it drafts block_length - 1 - s tokens, each worth WORTH of the one before."""
     return tuple(sum(WORTH**m for m in range(1, block_length - shift)) for shift in range(block_length))
-
-
-@lru_cache
-def _by_level(n: int, worth: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """[n + 1, n]: what level i + 1 is worth to acceptance j + 1 above having no block, and -inf where it lies above it."""
-    shift = np.arange(n) - np.arange(n + 1)[:, None]
-    return np.where(shift < 0, 0.0, np.array(worth)[shift.clip(0)] - worth[-1]), np.where(shift < 0, -np.inf, 0.0)

@@ -12,6 +12,7 @@ from zaya_core.errors import ConfigError
 
 NEVER = float("-inf")
 BELOW_ONE = 1 - 2**-52
+SHORT = 8192  # ids that a draw passes over one by one
 HEAD = 512  # most probable ids that a nucleus is looked for in before all are sorted
 
 
@@ -69,19 +70,29 @@ def forbid(logits: Tensor, ids: Tensor) -> Tensor:
 def draw(laws: Tensor, uniform: Tensor) -> Tensor:
     """One id from each law [R, V] by its inverse distribution function at `uniform` [R] in [0, 1): [R] int64.
 
-    Laws need not be normalised. Two passes over blocks of ids instead of one over all: only a block's sum is needed until the block
-    is known. What is looked for is kept below the sum where it is looked for: the first to pass it has some probability.
+    Laws need not be normalised. Long ones are passed over in blocks: only a block's sum is needed until the block is known.
     """
     rows, num_ids = laws.shape
+    if num_ids <= SHORT:
+        ends = laws.cumsum(-1, dtype=torch.float64)
+        return _first_past(ends, uniform[:, None] * ends[:, -1:])[:, 0]
     width = next(width for width in (256, 128, 64, 1) if num_ids % width == 0)
     blocks = laws.view(rows, -1, width)
-    ends = torch.constant_pad_nd(blocks.sum(-1).cumsum(-1, dtype=torch.float64), (1, 0))
-    wanted = uniform[:, None] * (ends[:, -1:] * BELOW_ONE)
-    block = (torch.searchsorted(ends, wanted, right=True) - 1).clamp_max_(num_ids // width - 1)  # past the end: no numbers
-    inside = blocks[torch.arange(rows, device=laws.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
-    wanted = torch.minimum(wanted - ends.gather(1, block), inside[:, -1:] * BELOW_ONE)
-    place = torch.searchsorted(inside, wanted, right=True).clamp_max_(width - 1)
-    return (block * width + place)[:, 0]
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = uniform[:, None] * ends[:, -1:]
+    block = _first_past(ends, wanted)
+    inside = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
+    before = ends.gather(1, block) - inside[:, -1:]
+    return (block * width + _first_past(inside, (wanted - before).clamp_min_(0)))[:, 0]
+
+
+def _first_past(ends: Tensor, wanted: Tensor) -> Tensor:
+    """Index [R, 1] of the first of ascending ends [R, N] above `wanted` [R, 1], which is kept below the last of them.
+
+    So what ends there has some probability, however sums were rounded. Ends that are no numbers give an index all the same.
+    """
+    wanted = torch.minimum(wanted, ends[:, -1:] * BELOW_ONE)
+    return torch.searchsorted(ends, wanted, right=True).clamp_max_(ends.shape[1] - 1)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:
