@@ -159,7 +159,7 @@ def _accept(turn: Turn, draft: Draft, odds: Sequence[float], chance: Chance) -> 
 
 
 def _verify(turns: Sequence[Turn], parts: Sequence[slice], laws: Tensor) -> tuple[list[int], list[float]]:
-    """Accept what holds of the drafts, by laws [R, V]; the token that each row judges and its probability, 0 where there is none."""
+    """Accept what holds of the drafts, by laws [R, V]; the token that each row judges and its probability, 0 where none is."""
     ids = [index for turn in turns for index in (*turn.drafted[1:], 0)]
     if all(len(turn.drafted) < 2 for turn in turns):
         return ids, [0.0] * len(ids)
