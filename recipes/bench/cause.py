@@ -5,7 +5,7 @@ Company changes only how sums are rounded. That can turn a choice between near e
 that differs or, where none does, the first token; its margin is how far from the border it was taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from zaya_core.engine.batch import Engine, Turn
 from zaya_core.engine.chance import SeededChance
 from zaya_core.model.serving import ServingModel, ServingRouter
-from zaya_core.ops.sampling import Sampler
+from zaya_core.ops.sampling import Sampler, draw, forbid
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,24 @@ class WatchedChance(SeededChance):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.events: list[Event] = []
-        self._numbers: list[float] = []
+        self._last = 0.0
 
-    def draw(self, laws: Tensor) -> Tensor:
-        """One id from each law of [R, V]."""
-        ids = super().draw(laws)
-        self.events += [Event(*each) for each in zip(ids.tolist(), self._numbers[: len(ids)], laws, strict=True)]
-        return ids
+    def points(self, laws: Tensor) -> Sequence[float]:
+        """Where each law of [R, V] is read."""
+        points = super().points(laws)
+        ids = draw(laws, torch.tensor(points, dtype=torch.float64, device=laws.device)).tolist()
+        self.events += [Event(*each) for each in zip(ids, points, laws, strict=True)]
+        return points
 
     def accept(self, probability: float) -> bool:
         """True with this probability."""
         outcome = super().accept(probability)
-        self.events.append(Event(int(outcome), self._numbers[0], probability))
+        self.events.append(Event(int(outcome), self._last, probability))
         return outcome
 
-    def _uniform(self, count: int) -> Tensor:
-        numbers = super()._uniform(count)
-        self._numbers = numbers.tolist()
-        return numbers
+    def _number(self) -> float:
+        self._last = super()._number()
+        return self._last
 
 
 class WatchedRouter:
@@ -153,11 +153,12 @@ class WatchedEngine(Engine):
 
     def _before(self, turn: Turn, sampler: Sampler, place: range, hidden: Tensor) -> Callable[[str, list[int]], None]:
         """Keep the rows that are about to choose, as they are now; what is returned takes what they chose."""
-        logits, run = self.model.logits(hidden[place.start : place.stop]), turn.run
+        run = turn.run
+        logits = forbid(self.model.logits(hidden[place.start : place.stop]), run.forbidden)
         judges = place == turn.rows_to_judge
         seen = run.seen_by_rows(len(logits)) if judges else run.seen_by_drafts(len(logits))
         plain = Sampler(1.0, repetition_penalty=sampler.repetition_penalty)
-        rows = plain.law(run.allowed(logits) if judges else logits, run.forbidden, seen).log()
+        rows = plain.law(run.allowed(logits) if judges else logits, seen).log()
         events, story = run.request.chance.events, self.stories[turn.ticket]
         told = len(events)
 
@@ -201,8 +202,8 @@ def _token_cause(left: Choice, right: Choice) -> Cause:
 
 def _border(left: Tensor, right: Tensor, sampler: Sampler) -> float | None:
     """How close the ids that only one of two laws has were to being cut; None where both have the same."""
-    nothing, law = torch.tensor([], dtype=torch.int64), replace(sampler, repetition_penalty=1.0)
-    kept, other = (law.law(row[None].clone(), nothing)[0] > 0 for row in (left, right))
+    law = replace(sampler, repetition_penalty=1.0)
+    kept, other = (law.law(row[None])[0] > 0 for row in (left, right))
     ids = (kept != other).nonzero().flatten()
     if not len(ids):
         return None

@@ -181,7 +181,7 @@ def test_acceptance_odds_sum_to_one():
 
     logits = torch.randn(3, 7, dtype=torch.float64)
     trust = tuple(trust_of(torch.tensor([2, 3, 4]), logits).tolist())
-    odds = acceptance_odds(Draft([1, 2, 3, 4], logits.softmax(-1), logits, trust))
+    odds = acceptance_odds(Draft([1, 2, 3, 4], logits.softmax(-1), logits, trust=trust))
     assert len(odds) == 4
     assert sum(odds) == pytest.approx(1)
     assert odds[0] == pytest.approx(1 - float(logits.softmax(-1)[0, 2]))

@@ -5,7 +5,7 @@ import torch
 
 from recipes.bench.cause import WatchedEngine
 from recipes.bench.equal import differences, mixed_requests
-from recipes.bench.texts import held_out_ids, windows
+from recipes.bench.texts import code, held_out_ids
 from zaya_core.assets import BUNDLED
 from zaya_core.data.tokenizer import TextTokenizer
 from zaya_core.engine.batch import Engine
@@ -61,5 +61,5 @@ def test_what_is_no_rounding_is_not_excused(model, requests):
 
 def test_windows_are_consecutive_text():
     tokenizer = TextTokenizer(BUNDLED)
-    first, second = windows(tokenizer, 2, 50)
+    first, second = code(tokenizer, 2, 50)
     assert first + second == held_out_ids(tokenizer, 100)

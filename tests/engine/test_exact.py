@@ -20,7 +20,7 @@ from zaya_core.engine.request import Decoding
 from zaya_core.engine.ways import Way, Ways
 from zaya_core.layout import causal
 from zaya_core.model.serving import ServingModel
-from zaya_core.ops.sampling import Sampler
+from zaya_core.ops.sampling import Sampler, forbid
 
 SMALL = TINY.with_changes(num_hidden_layers=1, hidden_size=16, head_dim=4, moe_intermediate_size=8, router_hidden_size=8)
 
@@ -31,8 +31,13 @@ class Walk:
     def __init__(self, path: list[int]) -> None:
         self.path, self.weight, self.branches = path, 1.0, []
 
-    def draw(self, laws):
-        return torch.tensor([self._choose([float(p) for p in law]) for law in laws], dtype=torch.int64)
+    def points(self, laws):
+        """The middle of what the chosen id has of each law."""
+        points = []
+        for law in (laws / laws.sum(-1, keepdim=True)).tolist():
+            index = self._choose(law)
+            points.append(sum(law[:index]) + law[index] / 2)
+        return points
 
     def accept(self, probability):
         return self._choose([probability, 1 - probability]) == 0
@@ -83,7 +88,7 @@ def ar_law(model, prompt, how) -> dict[tuple[int, ...], float]:
                 masked = logits if may_come is None else logits.masked_fill(~may_come, float("-inf"))
                 seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
                 seen[0, prompt + list(ids[:place])] = True
-                law[ids] *= float(how.sampler.law(masked[None], forbidden, seen)[0, ids[place]])
+                law[ids] *= float(how.sampler.law(forbid(masked[None], forbidden), seen)[0, ids[place]])
     return law
 
 

@@ -1,6 +1,7 @@
 """The engine's thread on a small random model: order, failures, scoring against a slow oracle."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tests.checkpoints import NUM_IDS, write_random
 from tests.models import TINY
 from zaya_core.config import Tidar
 from zaya_core.engine.batch import Engine
-from zaya_core.engine.run import Run
+from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.ways import Way, Ways
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.layout import causal
@@ -118,27 +119,39 @@ def test_a_text_that_fails_harms_no_other(checkpoint):
     assert bench.complaints == ["a text failed: TypeError: 'NoneType' object is not callable"]
 
 
-@pytest.mark.parametrize("method", ["allowed", "decide", "propose"])
-def test_what_goes_wrong_inside_the_engine_for_one_text_harms_no_other(checkpoint, monkeypatch, method):
+class Failing:
+    """A grammar that allows everything, or a chance, until it is asked once too often."""
+
+    def __init__(self, method: str, sound: int) -> None:
+        self.chance, self.method, self.sound = SeededChance(1), method, sound
+
+    def _count(self, method):
+        self.sound -= method == self.method
+        if self.sound < 0:
+            raise FloatingPointError("not a number")
+
+    def allowed(self, new_ids):
+        self._count("allowed")
+
+    def points(self, laws):
+        self._count("points")
+        return self.chance.points(laws)
+
+    def accept(self, probability):
+        self._count("accept")
+        return self.chance.accept(probability)
+
+
+# A grammar is asked once for the first token, then for three drafts, then for the four rows that judge those.
+@pytest.mark.parametrize(("method", "sound"), [("allowed", 2), ("allowed", 5), ("points", 1), ("points", 4), ("accept", 1)])
+def test_what_goes_wrong_inside_the_engine_for_one_text_harms_no_other(checkpoint, method, sound):
     alone = Bench(checkpoint)
     alone.run(alone.writing("good", max_tokens=12))
     bench = Bench(checkpoint)
     good, bad = bench.writing("good", max_tokens=12), bench.writing("bad", max_tokens=12)
-    sound = getattr(Run, method)
-
-    def check(run):
-        if run.request is bad.order.request and len(run.new_ids) >= 3:
-            raise FloatingPointError("not a number")
-
-    def failing(run, *given):
-        check(run)
-        return sound(run, *given)
-
-    def failing_reading(run, *given):
-        check(run)
-        return (yield from sound(run, *given))
-
-    monkeypatch.setattr(Run, method, failing if method == "allowed" else failing_reading)
+    failing, request = Failing(method, sound), bad.order.request
+    how = replace(request.how, constraint=failing if method == "allowed" else None)
+    bad.order = replace(bad.order, request=replace(request, how=how, chance=failing))
     bench.run(bad, good)
     assert [piece.failure.status for name, piece in bench.pieces if name == "bad" and piece.failure] == [500]
     assert [piece.text for name, piece in bench.pieces if name == "good"] == [piece.text for _, piece in alone.pieces]

@@ -4,28 +4,27 @@ Invariant: a request's tokens depend on its prompt, its settings and its chance,
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from zaya_core.config import ModelConfig
+from zaya_core.engine.draft import Draft
+from zaya_core.engine.judging import Turn, judge, picked, propose
 from zaya_core.engine.prefix import Prefixes
-from zaya_core.engine.reading import on_device, read_together
-from zaya_core.engine.request import Committed, Final, Request
-from zaya_core.engine.run import Run, Share
+from zaya_core.engine.request import Committed, Request
+from zaya_core.engine.run import Run
 from zaya_core.errors import ConfigError
 from zaya_core.layout import Layout, template
 from zaya_core.model.pool import Pool
-from zaya_core.ops.sampling import Sampler
+from zaya_core.ops.sampling import Sampler, forbid
 
 PREFILL_CHUNK = 4096  # prompt tokens in one forward, of all requests together
 BESIDE_DECODING = 512  # the same while others wait for their next token
 LOGITS_AT_ONCE = 2**26  # elements of rows x V that are held at a time
-
-Value = TypeVar("Value")
 
 
 class Network(Protocol):
@@ -45,39 +44,6 @@ class Network(Protocol):
     def new_pool(self, num_slots: int, *, max_rows: int, marks: bool) -> Pool:
         """An empty pool."""
         ...
-
-
-@dataclass
-class Turn:
-    """A run's part of a forward, filled in as the step goes on."""
-
-    ticket: int
-    run: Run
-    share: Share
-    begin: int = 0  # its first slot in the forward
-    accepted: int = 0
-    finals: list[Final] = field(default_factory=list)
-    drafted: tuple[int, ...] = ()
-    error: Exception | None = None
-
-    def attempt(self, action: Callable[[], Value]) -> Value | None:
-        """What a request's own constraint or chance does wrong ends that request, and no other of the forward."""
-        try:
-            return action()
-        except Exception as error:  # theirs, whatever it is
-            self.error = error
-            return None
-
-    @property
-    def rows_to_judge(self) -> range:
-        """Slots whose AR rows are read."""
-        end = self.begin + len(self.share.token_ids)
-        return range(end - self.share.num_read, end)
-
-    def rows_to_draft(self) -> range:
-        """Slots whose mask rows are read."""
-        part = self.run.next_masks(self.share, self.accepted)
-        return range(self.begin + part.start, self.begin + part.stop)
 
 
 class Engine:
@@ -179,47 +145,46 @@ class Engine:
         """Verify drafts and draw first tokens; a turn in the middle of its prompt only becomes history."""
         for turn in turns:
             turn.accepted = len(turn.share.token_ids)
-        reading = [turn for turn in turns if turn.share.num_read]
-        for asked, parts in self._logits(reading, [turn.rows_to_judge for turn in reading], hidden):
-            allowed = [turn.attempt(partial(turn.run.allowed, part)) for turn, part in zip(asked, parts, strict=True)]
-            sound = [place for place, rows in enumerate(allowed) if rows is not None]
-            some, logits, rows = ([given[place] for place in sound] for given in (asked, parts, allowed))
-            seen = [turn.run.seen_by_rows(len(part)) for turn, part in zip(some, rows, strict=True)]
-            laws = _laws([turn.run.how.sampler for turn in some], [turn.run.forbidden for turn in some], rows, seen)
-            for turn in some:
-                turn.drafted = tuple(turn.run.draft.token_ids) if turn.run.draft else ()
-            readings = [turn.run.decide(turn.share, part, law) for turn, part, law in zip(some, logits, laws, strict=True)]
-            for turn, decided in zip(some, read_together(readings), strict=True):
-                if isinstance(decided, Exception):
-                    turn.error = decided
-                else:
-                    turn.accepted, turn.finals = decided
+        reading = _in_groups([turn for turn in turns if turn.share.num_read], lambda turn: turn.run.how.sampler)
+        for turn in reading:
+            turn.drafted = tuple(turn.run.draft.token_ids) if turn.run.draft else ()
+        for some, parts, logits in self._logits(reading, [turn.rows_to_judge for turn in reading], hidden):
+            judge(some, parts, logits)
 
     def _propose(self, turns: list[Turn], hidden: Tensor) -> None:
         """Draw the next drafts of those that go on."""
         going = [turn for turn in turns if turn.finals and turn.run.finish_reason() is None]
-        places = [turn.rows_to_draft() for turn in going]
-        for some, logits in self._logits(going, places, hidden):
-            seen = [turn.run.seen_by_drafts(len(part)) for turn, part in zip(some, logits, strict=True)]
-            laws = _laws([turn.run.draft_sampler for turn in some], [turn.run.forbidden for turn in some], logits, seen)
-            readings = [turn.run.propose(part, law) for turn, part, law in zip(some, logits, laws, strict=True)]
-            for turn, done in zip(some, read_together(readings), strict=True):
-                turn.error = done if isinstance(done, Exception) else turn.error
+        drafting = []
+        for turn in going:
+            turn.run.draft = Draft([turn.run.new_ids[-1]])
+            if turn.rows_to_draft():
+                drafting.append(turn)
+        free = _in_groups([turn for turn in drafting if turn.run.how.constraint is None], lambda turn: turn.run.draft_sampler)
+        for some, parts, logits in self._logits(free, [turn.rows_to_draft() for turn in free], hidden):
+            propose(some, parts, logits)
+        bound = [turn for turn in drafting if turn.run.how.constraint is not None]
+        for some, parts, logits in self._logits(bound, [turn.rows_to_draft() for turn in bound], hidden):
+            for turn, part in zip(some, parts, strict=True):
+                turn.attempt(partial(turn.run.propose_bound, logits[part]))
 
-    def _logits(self, turns: list[Turn], places: list[range], hidden: Tensor) -> Iterator[tuple[list[Turn], list[Tensor]]]:
-        """The head's rows of each turn's places, for as many turns at a time as `LOGITS_AT_ONCE` allows."""
+    def _logits(self, turns: list[Turn], places: list[range], hidden: Tensor) -> Iterator[tuple[list[Turn], list[slice], Tensor]]:
+        """The head's rows [R, V] of all turns' places, forbidden ids at NEVER, for as many turns at a time as `LOGITS_AT_ONCE`
+        allows; and which of the rows are each turn's.
+        """
         most = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
         begin = 0
         while begin < len(turns):
-            end, count = begin + 1, len(places[begin])
-            while end < len(turns) and count + len(places[end]) <= most:
-                count += len(places[end])
+            end, parts = begin, list[slice]()
+            while end < len(turns) and (not parts or parts[-1].stop + len(places[end]) <= most):
+                first = parts[-1].stop if parts else 0
+                parts.append(slice(first, first + len(places[end])))
                 end += 1
-            index = on_device([slot for place in places[begin:end] for slot in place], hidden.device)
-            yield (
-                turns[begin:end],
-                list(self.model.logits(hidden.index_select(0, index)).split([len(place) for place in places[begin:end]])),
-            )
+            some = turns[begin:end]
+            logits = self.model.logits(picked(hidden, [slot for place in places[begin:end] for slot in place]))
+            for forbidden, group in groupby(range(len(some)), key=lambda place: some[place].run.forbidden):
+                rows = list(group)
+                forbid(logits[parts[rows[0]].start : parts[rows[-1]].stop], forbidden)
+            yield some, parts, logits
             begin = end
 
     def _forbidden(self, ids: tuple[int, ...]) -> Tensor:
@@ -246,16 +211,9 @@ def chunks(unread: dict[int, int], most: int) -> dict[int, int]:
     return taken
 
 
-def _laws(samplers: list[Sampler], forbidden: list[Tensor], rows: list[Tensor], seen: list[Tensor | None]) -> list[Tensor]:
-    """Each turn's laws; turns that want the same are served together."""
-    groups: dict[tuple[Sampler, int], list[int]] = {}
-    for place, sampler in enumerate(samplers):
-        groups.setdefault((sampler, id(forbidden[place])), []).append(place)
-    laws: list[Tensor] = list(rows)
-    for (sampler, _), places in groups.items():
-        marks = [seen[place] for place in places]
-        given = torch.cat([mark for mark in marks if mark is not None]) if marks[0] is not None else None
-        joined = sampler.law(torch.cat([rows[place] for place in places]), forbidden[places[0]], given)
-        for place, law in zip(places, joined.split([len(rows[place]) for place in places]), strict=True):
-            laws[place] = law
-    return laws
+def _in_groups(turns: list[Turn], sampler_of: Callable[[Turn], Sampler]) -> list[Turn]:
+    """Those that want the same beside one another."""
+    groups: dict[tuple[Sampler, int], list[Turn]] = {}
+    for turn in turns:
+        groups.setdefault((sampler_of(turn), id(turn.run.forbidden)), []).append(turn)
+    return [turn for group in groups.values() for turn in group]

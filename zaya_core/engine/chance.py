@@ -1,21 +1,20 @@
-"""The only source of randomness in decoding: draws from a law, and acceptance with a probability.
+"""The only source of randomness in decoding: points at which laws are read, and acceptance with a probability.
 
 One per request, so that a request's tokens depend on its seed alone. The tests put an exhaustive enumeration in its place.
 """
 
+from collections.abc import Sequence
+from random import Random
 from typing import Protocol
 
-import torch
 from torch import Tensor
-
-from zaya_core.ops.sampling import draw
 
 
 class Chance(Protocol):
     """What decoding asks of chance."""
 
-    def draw(self, laws: Tensor) -> Tensor:
-        """One id from each law of [R, V]: [R] int64, where the laws are."""
+    def points(self, laws: Tensor) -> Sequence[float]:
+        """Where `draw` shall read each law of [R, V]: R numbers in [0, 1), uniform whatever the laws are."""
         ...
 
     def accept(self, probability: float) -> bool:
@@ -27,15 +26,15 @@ class SeededChance:
     """A generator of its own, seeded. Each draw and each acceptance takes one number, certain ones too."""
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self._generator = Random(seed)
 
-    def draw(self, laws: Tensor) -> Tensor:
-        """One id from each law of [R, V]: [R] int64, where the laws are."""
-        return draw(laws, self._uniform(laws.shape[0]).to(laws.device, non_blocking=True))
+    def points(self, laws: Tensor) -> Sequence[float]:
+        """Where `draw` shall read each law of [R, V]."""
+        return [self._number() for _ in range(laws.shape[0])]
 
     def accept(self, probability: float) -> bool:
         """True with this probability."""
-        return float(self._uniform(1)) < probability
+        return self._number() < probability
 
-    def _uniform(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self.generator, dtype=torch.float64)
+    def _number(self) -> float:
+        return self._generator.random()

@@ -1,5 +1,6 @@
 """TiDAR's step as pure values: what was drafted, how it is verified, which blocks to propose (tidar.md section 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from zaya_core.engine.chance import Chance
 from zaya_core.engine.levels import best_levels, draft_worth
-from zaya_core.engine.reading import Reading, on_device
 from zaya_core.errors import ConfigError, RunError
 
 
@@ -26,43 +26,50 @@ class Verifier:
         return self.mix_weight * ar_logits + (1 - self.mix_weight) * draft_logits
 
 
+NOTHING = torch.empty(0, 0)
+
+
 @dataclass(frozen=True)
 class Draft:
-    """d_1..d_n: the first is final; the others were drawn from `laws` [n - 1, V], the laws of raw `logits` [n - 1, V].
+    """d_1..d_n: the first is final; the others were drawn from `laws` [n - 1, V], the laws of `logits` [n - 1, V].
 
-    `trust` [n - 1] is the drafter's own probability of each, from its raw logits; empty where nobody asks.
+    `odds` [n - 1] are the probabilities of the others in those laws; `trust` [n - 1] the drafter's own, from its logits, meant for
+    proposals that look.
     """
 
     token_ids: list[int]
-    laws: Tensor
-    logits: Tensor
+    laws: Tensor = NOTHING
+    logits: Tensor = NOTHING
+    odds: tuple[float, ...] = ()
     trust: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
-def walk(draft: Draft, laws: Tensor, chance: Chance) -> Reading[tuple[int, Tensor]]:
-    """Speculative acceptance of `draft` by the laws [n, V] that judge it; row j is the law of the token after d_j.
+def walk(draft: Draft, odds: Sequence[float], chance: Chance) -> int:
+    """Speculative acceptance of `draft`: how many of its tokens (d_1 included) are accepted.
 
-    Accept d_{a+1} with probability min(1, P / Q); at the first rejection v comes from max(P - Q, 0), normalised; after the last
-    draft from the last row. Returns how many draft tokens (d_1 included) are accepted, and the law [1, V] of v.
+    d_{j+1} is with probability min(1, P / Q), where `odds[j - 1]` is P, by the law that judges, and the draft's own odds are Q. At
+    the first rejection the next token comes from the `residual` of the two laws; after the last draft from the last row's law.
     """
-    ids = on_device(draft.token_ids[1:], laws.device)[:, None]
-    ratios = yield laws[: len(ids)].gather(1, ids) / draft.laws.gather(1, ids)
-    if not all(ratio >= 0 for ratio in ratios):
+    for accepted, (p, q) in enumerate(zip(odds, draft.odds, strict=False), 1):
+        demand_numbers(p >= 0 and q > 0)
+        if not chance.accept(min(1.0, p / q)):
+            return accepted
+    return len(draft)
+
+
+def demand_numbers(are_probabilities: bool) -> None:
+    """RunError where what the model's logits gave are none."""
+    if not are_probabilities:
         raise RunError("the model's logits are not numbers", hint="is the checkpoint whole, and are its weights finite?")
-    for row, ratio in enumerate(ratios):
-        if not chance.accept(min(1.0, ratio)):
-            return row + 1, residual(laws[row], draft.laws[row])[None]
-    return len(draft), laws[-1:]
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """max(P - Q, 0) normalised, [V]; P itself where rounding has left nothing."""
-    rest = (p - q).clamp_min(0)
-    total = rest.sum()
-    return torch.where(total > 0, rest / total, p)
+    """max(P - Q, 0) of laws [R, V], not normalised; P itself where rounding has left nothing."""
+    rest = (p - q).clamp_min_(0)
+    return torch.where(rest.amax(-1, keepdim=True) > 0, rest, p)
 
 
 def serving_block(levels: tuple[int, ...], accepted: int) -> int | None:
@@ -100,8 +107,8 @@ class Proposals:
 
 
 def trust_of(ids: Tensor, logits: Tensor) -> Tensor:
-    """The drafter's probability of ids [R] by its raw logits [R, V]: at temperature 0 the law is a one-hot and says nothing."""
-    return (logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)).exp()
+    """The drafter's probability of ids [R] by its logits [R, V]: at temperature 0 the law is a one-hot and says nothing."""
+    return logits.softmax(-1).gather(-1, ids[:, None])[:, 0]
 
 
 def acceptance_odds(draft: Draft) -> list[float]:

@@ -2,32 +2,39 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
+from operator import add, mul
 
 WORTH = 0.6  # about the acceptance rate of a good draft; only the choice of levels depends on it
 
 
 def best_levels(odds: list[float], count: int, worth: Sequence[float]) -> tuple[int, ...]:
-    """The `count` levels of 1..n that maximise the expected worth of what they serve, by dynamic programming from the end.
+    """The `count` levels of 1..n that maximise the expected worth of what they serve, by dynamic programming over their number.
 
     `odds[a - 1]` is the chance that a tokens are accepted. `worth[s]` is that of a block begun s positions too early; its last
-    entry also that of having none.
+    entry also that of having none. Of equals fewer and later levels are taken.
     """
-    n, nothing = len(odds), worth[-1]
+    n = len(odds)
     if count >= n:
         return tuple(range(1, n + 1))
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (n + 2)
+    above_none = [each - worth[-1] for each in worth]
+    # [i][j]: what serving acceptances i + 1 .. i + 1 + j from level i + 1 adds to leaving them without a block.
+    gains = [list(accumulate(map(mul, odds[i:], above_none))) for i in range(n)]
+    best, rounds = [0.0] * (n + 1), []  # best[i]: of levels above i
     for _ in range(count):
-        better = list(best)
-        for level in range(n, 0, -1):
-            gain, choices = 0.0, [better[level + 1], best[level]]
-            for a in range(level, n + 1):
-                # What serving level..a from this level adds to leaving them without a block.
-                gain += odds[a - 1] * (worth[a - level] - nothing)
-                following, rest = best[a + 1]
-                choices.append((gain + following, (level, *rest)))
-            better[level] = max(choices, key=lambda choice: choice[0])
+        better = [0.0] * (n + 1)
+        for i in range(n - 1, -1, -1):
+            better[i] = max(better[i + 1], best[i], *map(add, gains[i], best[i + 1 :]))
+        rounds.append((best, better))
         best = better
-    return best[1][1]
+    levels, i = list[int](), 0
+    for before, after in reversed(rounds):
+        while i < n and after[i] == after[i + 1]:
+            i += 1
+        if after[i] > before[i]:
+            levels.append(i + 1)
+            i += 1 + list(map(add, gains[i], before[i + 1 :])).index(after[i])
+    return tuple(levels)
 
 
 @lru_cache

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zaya_core.engine.draft import Draft, Proposals, serving_block, trust_of, walk
+from zaya_core.engine.draft import Draft, Proposals, serving_block, trust_of
 from zaya_core.engine.prefix import common_length
-from zaya_core.engine.reading import Reading, on_device
 from zaya_core.engine.request import Committed, Final, Request
 from zaya_core.engine.ways import Watch
 from zaya_core.model.pool import MARK, Row
-from zaya_core.ops.sampling import NEVER, log_probabilities
+from zaya_core.ops.sampling import NEVER, PLAIN, draw, forbid
 
 
 @dataclass(frozen=True)
@@ -37,21 +36,19 @@ class Run:
         self.draft: Draft | None = None
         self.proposals, self.block_length = self.how.proposals, self.how.block_length  # of the next forward
         self._watch = Watch(self.how.ways) if self.how.ways else None
-        self._take_way()
+        self.learn(0, 0)
         self.new_ids: list[int] = []
         self._experts: list[Tensor] = []
         sampler, given = self.how.sampler, self.how.draft_temperature
         is_warm = sampler.temperature > 0 and given is not None
         self.draft_sampler = replace(sampler, temperature=given) if is_warm else sampler
+        self.is_judged_raw = self.how.verifier.mix_weight == 1 and self.how.constraint is None
+        # The laws that judge are the raw probabilities, and nothing but their own tokens' is wanted.
+        self.is_plain = self.is_judged_raw and sampler == PLAIN and not self.how.num_top_logprobs
         self.seen = None
         if sampler.repetition_penalty != 1:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=forbidden.device)
             self.seen[request.prompt_ids] = True
-
-    def _take_way(self) -> None:
-        if self._watch is not None:
-            count, block = self._watch.way
-            self.proposals, self.block_length = Proposals(count), min(block, self.how.block_length)
 
     @property
     def num_unread(self) -> int:
@@ -84,10 +81,10 @@ class Run:
 
     def judged(self, ar_logits: Tensor) -> Tensor:
         """The raw rows [R, V] that judge, of the AR rows that `share` wanted read: the last is never mixed."""
-        if self.draft is None or self.how.verifier.mix_weight == 1:
+        if self.draft is None or len(self.draft) == 1 or self.how.verifier.mix_weight == 1:
             return ar_logits
         mixed = self.how.verifier.judge(ar_logits[:-1], self.draft.logits)
-        return torch.cat([mixed, ar_logits[-1:]])
+        return torch.cat([forbid(mixed, self.forbidden), ar_logits[-1:]])  # a weight of 0 times NEVER is no number
 
     def seen_by_rows(self, num_rows: int) -> Tensor | None:
         """Which ids each row penalises [R, V]: those of the prefix and of d_1..d_j."""
@@ -110,29 +107,21 @@ class Run:
         ids = self.draft.token_ids[1:] if self.draft else []
         return torch.stack([self._allowed(row, [*self.new_ids, *ids[:place]]) for place, row in enumerate(rows)])
 
-    def decide(self, share: Share, ar_logits: Tensor, laws: Tensor) -> Reading[tuple[int, list[Final]]]:
-        """How many clean tokens become history, and the new final tokens, from the AR rows and the laws [R, V] that judge.
-
-        The finals are cut where the text ends.
-        """
-        accepted, law, before = len(share.token_ids), laws, list[int]()
-        if self.draft is not None:
-            accepted, law = yield from walk(self.draft, laws, self.request.chance)
-            before = self.draft.token_ids[1:accepted]
-            if self._watch is not None:
-                self._watch.saw(len(self.draft), accepted)
-                self._take_way()
-        # What the rows that led to accepted drafts and to v say of them.
-        ids = torch.cat([on_device(before, laws.device), self.request.chance.draw(law)])[:, None]
-        log_p, sampled = log_probabilities(ar_logits[: len(ids)], self.forbidden), laws[: len(ids)].gather(1, ids).log()
-        numbers = yield torch.cat([ids[-1:].double(), log_p.gather(1, ids).double(), sampled.double()])
-        drawn = self._cut([*before, int(numbers[0])])
-        told = zip(numbers[1 : 1 + len(ids)], numbers[1 + len(ids) :], self._top(log_p), strict=True)
-        finals = [Final(token_id, *each) for token_id, each in zip(drawn, told, strict=False)]
+    def conclude(self, drawn: list[int], logprobs: list[float], sampled: list[float], log_p: Tensor | None) -> list[Final]:
+        """New final tokens, cut where the text ends, with what the AR rows `log_p` [R, V] and the laws that judge say of them."""
+        drawn = self._cut(drawn)
         self.new_ids += drawn
         if self.seen is not None:
             self.seen[drawn] = True
-        return accepted, finals
+        return [Final(*each) for each in zip(drawn, logprobs, sampled, self._top(log_p, len(logprobs)), strict=False)]
+
+    def learn(self, num_drafted: int, num_accepted: int) -> None:
+        """How a draft fared, of no tokens before the first, may change how the next forward drafts."""
+        if self._watch is not None:
+            if num_drafted:
+                self._watch.saw(num_drafted, num_accepted)
+            count, block = self._watch.way
+            self.proposals, self.block_length = Proposals(count), min(block, self.how.block_length)
 
     def finish_reason(self) -> str | None:
         """Has the text ended, and why?"""
@@ -154,23 +143,26 @@ class Run:
         begin = len(share.token_ids) + index * share.block_length + skipped
         return slice(begin, begin + max(0, min(share.block_length - skipped, limit - 1)))
 
-    def propose(self, logits: Tensor, laws: Tensor) -> Reading[None]:
-        """Draw the next draft from mask rows [R, V] and their laws."""
-        newest = self.new_ids[-1]
-        if not len(logits):
-            self.draft = Draft([newest], laws, logits)
-        elif self.how.constraint is None:
-            ids = self.request.chance.draw(laws)
-            self.draft = yield from self._drafted(newest, ids, laws, logits)
-        else:
-            ids, laws = self._constrained(newest, logits)
-            self.draft = yield from self._drafted(newest, ids, laws, logits[: len(ids)])
-
-    def _drafted(self, newest: int, ids: Tensor, laws: Tensor, logits: Tensor) -> Reading[Draft]:
-        """A draft of `newest` and ids [R] on the device."""
-        parts = [ids.double(), trust_of(ids, logits).double()] if self.proposals.looks else [ids]
-        numbers = yield torch.cat(parts)
-        return Draft([newest, *map(int, numbers[: len(ids)])], laws, logits, tuple(numbers[len(ids) :]))
+    def propose_bound(self, logits: Tensor) -> None:
+        """Draw the next draft from mask rows [R, V] token by token, because what may come depends on what came; ends where the text
+        would.
+        """
+        ids, laws, odds = [self.new_ids[-1]], [], []
+        for row in logits:
+            if ids[-1] in self.how.end_ids:
+                break
+            masked = self._allowed(row, [*self.new_ids, *ids[1:]])[None]
+            if not bool((masked > NEVER).any()):
+                break
+            law = self.draft_sampler.law(masked, self.seen_by_drafts(1))
+            points = torch.tensor(self.request.chance.points(law), dtype=torch.float64, device=law.device)
+            ids.append(int(draw(law, points)))
+            laws.append(law)
+            odds.append(float(law[0, ids[-1]]))
+        if laws:
+            logits = logits[: len(laws)]
+            trust = trust_of(torch.tensor(ids[1:], device=logits.device), logits).tolist()
+            self.draft = Draft(ids, torch.cat(laws), logits, tuple(odds), tuple(trust))
 
     def keep_experts(self, choices: Tensor) -> None:
         """Of tokens that became history [tokens, L]."""
@@ -195,27 +187,13 @@ class Run:
                 return drawn[:place]
         return drawn
 
-    def _top(self, log_p: Tensor) -> list[tuple[tuple[int, float], ...]]:
-        count = self.how.num_top_logprobs
-        if not count:
-            return [()] * len(log_p)
-        values, ids = log_p.topk(count)
+    def _top(self, log_p: Tensor | None, count: int) -> list[tuple[tuple[int, float], ...]]:
+        if log_p is None or not self.how.num_top_logprobs:
+            return [()] * count
+        values, ids = log_p.topk(self.how.num_top_logprobs)
         return [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
 
     def _allowed(self, row: Tensor, new_ids: Sequence[int]) -> Tensor:
         assert self.how.constraint is not None
         allowed = self.how.constraint.allowed(new_ids)
         return row if allowed is None else row.masked_fill(~allowed.to(row.device), NEVER)
-
-    def _constrained(self, newest: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids [R] and their laws [R, V], in turn, because what may come depends on what came; ends where the text would."""
-        ids, laws = [newest], []
-        for row in logits:
-            if ids[-1] in self.how.end_ids:
-                break
-            masked = self._allowed(row, [*self.new_ids, *ids[1:]])[None]
-            if not bool((masked.index_fill(-1, self.forbidden, NEVER) > NEVER).any()):
-                break
-            laws.append(self.draft_sampler.law(masked, self.forbidden, self.seen_by_drafts(1)))
-            ids += self.request.chance.draw(laws[-1]).tolist()
-        return on_device(ids[1:], logits.device), torch.cat(laws) if laws else logits[:0]

@@ -1,4 +1,4 @@
-"""Rows of logits to laws, in one fixed order: forbid, penalise, temperature, top-k, top-p, min-p, softmax (tidar.md section 3).
+"""Rows of logits to laws, in one fixed order: `forbid`, penalise, temperature, top-k, top-p, min-p, softmax (tidar.md section 3).
 
 Mixing happens before this, on raw logits. Temperature 0 is the exact one-hot of the argmax.
 """
@@ -11,6 +11,8 @@ from torch import Tensor
 from zaya_core.errors import ConfigError
 
 NEVER = float("-inf")
+BELOW_ONE = 1 - 2**-52
+SHORT = 8192  # ids that a draw passes over one by one
 HEAD = 512  # most probable ids that a nucleus is looked for in before all are sorted
 
 
@@ -36,16 +38,15 @@ class Sampler:
         if not 0 < self.repetition_penalty < float("inf"):
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0")
 
-    def law(self, logits: Tensor, forbidden: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Logits [R, V] -> probabilities [R, V]. `forbidden` ids are never drawn; `seen` [R, V] bool are the ids to penalise."""
-        logits = logits.index_fill(-1, forbidden, NEVER)
+    def law(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Logits [R, V] -> probabilities [R, V]. `seen` [R, V] bool are the ids to penalise; what is NEVER has none."""
         if seen is not None and self.repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
             logits = torch.where(seen, penalised, logits)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         if self.temperature != 1:
-            logits = logits.div_(self.temperature)
+            logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < least, NEVER)
@@ -58,28 +59,40 @@ class Sampler:
         return law
 
 
-def log_probabilities(logits: Tensor, forbidden: Tensor) -> Tensor:
-    """Log-softmax of raw rows [R, V] at temperature 1 over the allowed ids."""
-    return logits.index_fill(-1, forbidden, NEVER).log_softmax(-1)
+PLAIN = Sampler()  # its laws are the model's own
+
+
+def forbid(logits: Tensor, ids: Tensor) -> Tensor:
+    """Write NEVER into rows [R, V] for these ids, in place."""
+    return logits.index_fill_(-1, ids, NEVER)
 
 
 def draw(laws: Tensor, uniform: Tensor) -> Tensor:
     """One id from each law [R, V] by its inverse distribution function at `uniform` [R] in [0, 1): [R] int64.
 
-    Two passes over blocks of ids instead of one over all: only a block's sum is needed until the block is known.
+    Laws need not be normalised. Long ones are passed over in blocks: only a block's sum is needed until the block is known.
     """
     rows, num_ids = laws.shape
+    if num_ids <= SHORT:
+        ends = laws.cumsum(-1, dtype=torch.float64)
+        return _first_past(ends, uniform[:, None] * ends[:, -1:])[:, 0]
     width = next(width for width in (256, 128, 64, 1) if num_ids % width == 0)
     blocks = laws.view(rows, -1, width)
     ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    wanted = uniform[:, None].to(ends) * ends[:, -1:]
-    block = torch.searchsorted(ends, wanted, right=True).clamp_max_(ends.shape[1] - 1)
-    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks[torch.arange(rows, device=laws.device), block[:, 0]].double().cumsum(-1)
-    place = torch.searchsorted(inside, wanted - before, right=True).clamp_max_(width - 1)
-    chosen = (block * width + place)[:, 0]
-    # Rounding at a block's end can point one past the last id that has any probability.
-    return torch.where(laws.gather(1, chosen[:, None])[:, 0] > 0, chosen, laws.argmax(-1))
+    wanted = uniform[:, None] * ends[:, -1:]
+    block = _first_past(ends, wanted)
+    inside = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1, dtype=torch.float64)
+    before = ends.gather(1, block) - inside[:, -1:]
+    return (block * width + _first_past(inside, (wanted - before).clamp_min_(0)))[:, 0]
+
+
+def _first_past(ends: Tensor, wanted: Tensor) -> Tensor:
+    """Index [R, 1] of the first of ascending ends [R, N] above `wanted` [R, 1], which is kept below the last of them.
+
+    So what ends there has some probability, however sums were rounded. Ends that are no numbers give an index all the same.
+    """
+    wanted = torch.minimum(wanted, ends[:, -1:] * BELOW_ONE)
+    return torch.searchsorted(ends, wanted, right=True).clamp_max_(ends.shape[1] - 1)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:

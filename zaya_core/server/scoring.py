@@ -12,7 +12,7 @@ from torch import Tensor
 from zaya_core.engine.batch import Network
 from zaya_core.engine.request import Committed, Final
 from zaya_core.layout import template
-from zaya_core.ops.sampling import log_probabilities
+from zaya_core.ops.sampling import draw, forbid
 from zaya_core.server.writing import Writing
 
 CHUNK = 1024  # slots of a forward
@@ -65,7 +65,7 @@ class Scoring:
 
     def _scores(self, logits: Tensor, following: list[int], forbidden: Tensor) -> list[Score]:
         """Rows [R, V] and the ids that follow them."""
-        log_p = log_probabilities(logits, forbidden)
+        log_p = forbid(logits, forbidden).log_softmax(-1)
         chosen = log_p[torch.arange(len(following)), torch.tensor(following)].tolist()
         values, ids = log_p.topk(self.num_top, -1)
         tops = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
@@ -79,9 +79,10 @@ def first_token(row: Tensor, writing: Writing, forbidden: Tensor) -> Committed:
     if how.sampler.repetition_penalty != 1:
         seen = torch.zeros_like(row, dtype=torch.bool)
         seen[0, request.prompt_ids] = True
-    law = how.sampler.law(row, forbidden, seen)
-    token_id = int(request.chance.draw(law))
-    log_p = log_probabilities(row, forbidden)[0]
+    row = forbid(row, forbidden)
+    law = how.sampler.law(row, seen)
+    token_id = int(draw(law, torch.tensor(request.chance.points(law), dtype=torch.float64, device=law.device)))
+    log_p = row.log_softmax(-1)[0]
     values, ids = log_p.topk(how.num_top_logprobs)
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     final = Final(token_id, float(log_p[token_id]), float(law[0, token_id].log()), top)
