@@ -90,6 +90,11 @@ class Pool:
         self._layers: list[LayerPool] = []
 
     @property
+    def rows(self) -> list[Row]:
+        """Those that are open."""
+        return list(self._rows)
+
+    @property
     def num_past(self) -> int:
         """Time steps of history before the slots of this forward."""
         return HISTORY * len(self.parts)
