@@ -45,7 +45,7 @@ def test_a_watch_begins_with_the_guess_and_comes_to_what_it_sees():
     for _ in range(200):
         watch.saw(4, 2)  # one of two judged was accepted
     assert watch.chance == pytest.approx(0.5, abs=0.01)
-    for _ in range(2000):
+    for _ in range(4000):
         watch.saw(1, 1)  # AR steps judge nothing
     assert watch.chance == pytest.approx(0.8, abs=0.01)
 

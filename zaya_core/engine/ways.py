@@ -7,7 +7,7 @@ on a table made beforehand, never on what else runs.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MEMORY = 128  # tokens after which half of what was seen is forgotten: a text changes, and after AR steps drafts are tried again
+MEMORY = 256  # tokens after which half of what was seen is forgotten: a text changes, and after AR steps drafts are tried again
 TRUST = 4.0  # judged drafts that the first guess counts for
 
 

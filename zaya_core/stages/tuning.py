@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from zaya_core.model.serving import ServingModel
     from zaya_core.settings import Settings
 
-TRIED = (1, 2, 3, 5)  # proposals
-SETTLING = 5  # steps before them, the prompts' included
+TRIED = (1, 2, 3)  # proposals
+SETTLING = 6  # steps before them, the prompts' included
 PASSES = 2  # over all of them, the better one counts: others may disturb one
 ROUNDS, MOST_ROUNDS = 6, 18  # steps of each with a whole draft, of which the median counts
 GRID = 25  # steps between the chances 0 and 1 that ways are chosen for
-BUDGET_SECONDS = 3.0  # after which nothing more is tried
+BUDGET_SECONDS = 6.0  # after which nothing more is tried
 LONGEST = 8192  # tokens of history that steps are timed after: more would take longer than it can save
 SAMPLE = """The engine reads a prompt once, then goes on with it word by word. def main(path: str) -> int:
     with open(path) as file:
@@ -59,11 +59,11 @@ def measured_ways(
 
     text_ids = TextTokenizer(checkpoint.path).encode(SAMPLE)
     guess = _mixed(_chance_seen(checkpoint, how.block_length), how.verifier.mix_weight)
-    seconds: dict[Way, float] = {}
+    clock, seconds = _Clock(model, how, text_ids, batch=batch, context=context), dict[Way, float]()
     began = time.perf_counter()
     for way in PASSES * [Way(0, 0), *_tried(how.block_length)]:
         if len(seconds) < 2 or time.perf_counter() - began < BUDGET_SECONDS:
-            taken = _step_seconds(model, how, way, text_ids, batch=batch, context=context)
+            taken = clock.seconds(way)
             seconds[way] = min(taken, seconds.get(way, taken))
     speeds = [_speeds(seconds, index / GRID) for index in range(GRID + 1)]
     ways = Ways(tuple(max(speed, key=speed.__getitem__) for speed in speeds), guess)
@@ -73,7 +73,7 @@ def measured_ways(
 def _tried(block_length: int) -> "list[Way]":
     from zaya_core.engine.ways import Way
 
-    blocks = sorted({min(block_length, block) for block in (2, 4, 8, block_length)})
+    blocks = sorted({min(block_length, block) for block in (4, 8, block_length)})
     return [Way(proposals, block) for proposals in TRIED for block in blocks if proposals <= block]
 
 
@@ -103,36 +103,45 @@ def _said(ways: "Ways", speeds: "dict[Way, float]") -> str:
     return f"{first}; what the text accepts decides, plain AR steps below {min(paying):.0%}"
 
 
-def _step_seconds(model: "ServingModel", how: "Decoding", way: "Way", text_ids: list[int], *, batch: int, context: int) -> float:
-    """Seconds of a step of the engine for `batch` rows going on with a text, after as many tokens as `context` and LONGEST allow.
+class _Clock:
+    """Times steps of an engine for `batch` rows going on with a text, after as many tokens as `context` and LONGEST allow.
 
-    A step takes as long whatever it attends to, so the tokens before that text are zeros, and are not read.
+    One engine for all ways, for on a GPU it keeps what was captured. A step takes as long whatever it attends to, so the tokens
+    before the text are zeros, and are not read.
     """
-    from zaya_core.engine.batch import Engine
-    from zaya_core.engine.chance import SeededChance
-    from zaya_core.engine.draft import Proposals
-    from zaya_core.engine.request import Request
 
-    history, most = min(context, LONGEST), (SETTLING + MOST_ROUNDS) * max(1, way.block)
-    drafting = replace(how, max_new_tokens=most, proposals=Proposals(way.proposals), block_length=way.block)
-    drafting = replace(drafting, ways=None, end_ids=frozenset(), constraint=None)
-    prompts = [[0] * history + text_ids[row % len(text_ids) :] + text_ids[: row % len(text_ids)] for row in range(batch)]
-    requests = [Request(prompt, drafting, SeededChance(row)) for row, prompt in enumerate(prompts)]
-    engine = Engine(model, num_slots=sum(request.num_slots for request in requests), max_rows=batch)
-    for request in requests:
-        engine.add(request)
-    for row in engine.pool.rows:
-        row.length = history
-    for _ in range(SETTLING):
-        engine.step()
-    whole, others = list[float](), list[float]()
-    while len(whole) < ROUNDS and len(whole) + len(others) < MOST_ROUNDS:
-        began = time.perf_counter()
-        committed = engine.step()
-        seconds = time.perf_counter() - began
-        is_whole = all(len(one.drafted) == max(1, way.block) for one in committed.values())
-        (whole if is_whole else others).append(seconds)
-    return statistics.median(whole or others)
+    def __init__(self, model: "ServingModel", how: "Decoding", text_ids: list[int], *, batch: int, context: int) -> None:
+        from zaya_core.engine.batch import Engine
+
+        self.how = replace(how, ways=None, end_ids=frozenset(), max_new_tokens=(SETTLING + MOST_ROUNDS) * how.block_length)
+        self.history = min(context, LONGEST)
+        turned = [row % len(text_ids) for row in range(batch)]
+        self.prompts = [[0] * self.history + text_ids[turn:] + text_ids[:turn] for turn in turned]
+        most = len(self.prompts[0]) + self.how.max_new_tokens + self.how.max_step_slots
+        self.engine = Engine(model, num_slots=batch * most, max_rows=batch)
+
+    def seconds(self, way: "Way") -> float:
+        """The median of steps that judge whole drafts, or of all where there are none."""
+        from zaya_core.engine.chance import SeededChance
+        from zaya_core.engine.draft import Proposals
+        from zaya_core.engine.request import Request
+
+        how = replace(self.how, proposals=Proposals(way.proposals), block_length=way.block)
+        tickets = [self.engine.add(Request(prompt, how, SeededChance(row))) for row, prompt in enumerate(self.prompts)]
+        for row in self.engine.pool.rows:
+            row.length = self.history
+        for _ in range(SETTLING):
+            self.engine.step()
+        whole, others = list[float](), list[float]()
+        while len(whole) < ROUNDS and len(whole) + len(others) < MOST_ROUNDS:
+            began = time.perf_counter()
+            committed = self.engine.step()
+            seconds = time.perf_counter() - began
+            is_whole = all(len(one.drafted) == max(1, way.block) for one in committed.values())
+            (whole if is_whole else others).append(seconds)
+        for ticket in tickets:
+            self.engine.cancel(ticket)
+        return statistics.median(whole or others)
 
 
 def _chance_seen(checkpoint: "Checkpoint", block_length: int) -> float:
