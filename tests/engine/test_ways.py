@@ -1,10 +1,11 @@
 """`--proposals auto`: drafts stop where a text rejects them, go on where it accepts them, and are tried again later."""
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
 
-from tests.models import TINY, random_ids, random_model
+from tests.models import TINY, random_model
 from zaya_core.config import Tidar
 from zaya_core.engine.batch import Engine
 from zaya_core.engine.chance import SeededChance
@@ -35,6 +36,10 @@ def lengths(model, how: Decoding) -> list[int]:
     return [len(part.drafted) for part in decode(model, [5, 6, 7], how, SeededChance(0))]
 
 
+def ids_of(parts) -> list[int]:
+    return [final.token_id for part in parts for final in part.finals]
+
+
 def test_the_nearest_chance_decides():
     assert [WAYS.at(chance) for chance in (0.0, 0.47, 0.48, 0.72, 0.73, 1.0)] == [AR, AR, SHORT, SHORT, LONG, LONG]
 
@@ -45,7 +50,7 @@ def test_a_watch_begins_with_the_guess_and_comes_to_what_it_sees():
     for _ in range(200):
         watch.saw(4, 2)  # one of two judged was accepted
     assert watch.chance == pytest.approx(0.5, abs=0.01)
-    for _ in range(4000):
+    for _ in range(6000):
         watch.saw(1, 1)  # AR steps judge nothing
     assert watch.chance == pytest.approx(0.8, abs=0.01)
 
@@ -80,15 +85,34 @@ def test_a_poor_guess_is_not_the_last_word(model):
     assert max(lengths(model, drafting(0.0, guess=0.5))) == 4
 
 
-def test_the_choice_does_not_hear_the_others(model):
-    """Adaptive requests in company have the tokens that they have alone."""
-    prompts = [random_ids(model.config, 1, 5 + index, seed=index)[0].tolist() for index in range(5)]
-    requests = [Request(prompt, drafting(index % 2, 40), SeededChance(index)) for index, prompt in enumerate(prompts)]
-    engine = Engine(model, num_slots=2000, max_rows=5)
-    tickets, made = [engine.add(request) for request in requests], {}
+def test_requests_learn_together_and_those_with_their_own_settings_stay_apart(model):
+    """What one text showed decides how the next begins; a request without ways has the tokens that it has alone."""
+    engine = Engine(model, num_slots=2000, max_rows=3)
+    rejecting = Request([5, 6, 7], drafting(1.0, 40), SeededChance(0))
+    engine.add(rejecting)
+    while engine.num_rows:
+        engine.step()
+    own = dataclasses.replace(drafting(1.0, 40), ways=None)
+    tickets = {engine.add(Request([8, 9], how, SeededChance(1))): how for how in (drafting(1.0, 40), drafting(0.3, 40), own)}
+    parts: dict[int, list] = {ticket: [] for ticket in tickets}
     while engine.num_rows:
         for ticket, part in engine.step().items():
-            made.setdefault(ticket, []).extend(final.token_id for final in part.finals)
-    for index, (prompt, ticket) in enumerate(zip(prompts, tickets, strict=True)):
-        alone = decode(model, prompt, requests[index].how, SeededChance(index))
-        assert made[ticket] == [final.token_id for part in alone for final in part.finals]
+            parts[ticket].append(part)
+    first, second, apart = parts.values()
+    assert [len(run[1].drafted) for run in (first, second)] == [1, 1], "AR steps, as the first text came to"
+    alone = list(decode(model, [8, 9], own, SeededChance(1)))
+    assert [part.drafted for part in apart] == [part.drafted for part in alone]
+    assert ids_of(apart) == ids_of(alone)
+
+
+def test_rows_of_a_step_draft_alike(model):
+    """Ways differ from step to step, never within one: a step is as wide as its widest row."""
+    engine = Engine(model, num_slots=4000, max_rows=4)
+    for seed in range(4):
+        engine.add(Request([5, 6, 7 + seed], drafting(1.0, 150), SeededChance(seed)))
+    blocks = []
+    while engine.num_rows:
+        blocks.append({turn.share.block_length for turn in engine._turns()})
+        engine.step()
+    assert all(len(each) == 1 for each in blocks)
+    assert {LONG.block, AR.block} <= set.union(*blocks)

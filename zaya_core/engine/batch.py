@@ -17,6 +17,7 @@ from zaya_core.engine.judging import Turn, judge, picked, propose
 from zaya_core.engine.prefix import Prefixes
 from zaya_core.engine.request import Committed, Request
 from zaya_core.engine.run import Run
+from zaya_core.engine.ways import Watch, Ways
 from zaya_core.errors import ConfigError
 from zaya_core.layout import Layout, template
 from zaya_core.model.pool import Pool
@@ -57,6 +58,7 @@ class Engine:
         self.pool = model.new_pool(num_slots, max_rows=max_rows + keep_prefixes, marks=max_rows > 1 or keep_prefixes > 0)
         self.prefixes = Prefixes(self.pool, keep_prefixes)
         self._runs: dict[int, Run] = {}
+        self._watches: dict[Ways, Watch] = {}
         self._known_forbidden: dict[tuple[int, ...], Tensor] = {}
         self._next_ticket = 0
 
@@ -82,7 +84,9 @@ class Engine:
             raise ConfigError(f"no room for {request.num_slots} slots", hint="ask has_room first")
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         row, forbidden = self.pool.open(request.num_slots), self._forbidden(request.how.forbidden)
-        self._runs[ticket] = Run(request, row, forbidden, self.model.config.vocab_size)
+        ways = request.how.ways
+        watch = None if ways is None else self._watches.setdefault(ways, Watch(ways))
+        self._runs[ticket] = Run(request, row, forbidden, self.model.config.vocab_size, watch)
         return ticket
 
     def cancel(self, ticket: int) -> None:

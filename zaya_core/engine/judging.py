@@ -193,5 +193,6 @@ def _conclude(turn: Turn, ids: list[int], odds: list[float], logprobs: list[floa
     """
     demand_numbers(all(chance > 0 for chance in odds))
     sampled = [math.log(chance) for chance in odds]
-    turn.run.learn(len(turn.drafted), turn.accepted)
+    if turn.run.watch is not None and turn.drafted:
+        turn.run.watch.saw(len(turn.drafted), turn.accepted)
     turn.finals = turn.run.conclude(ids, sampled if turn.run.is_plain else logprobs, sampled, log_p)

@@ -31,12 +31,10 @@ class Share:
 class Run:
     """A request, its place in the pool, and its draft once the prompt is read."""
 
-    def __init__(self, request: Request, row: Row, forbidden: Tensor, vocab_size: int) -> None:
+    def __init__(self, request: Request, row: Row, forbidden: Tensor, vocab_size: int, watch: Watch | None = None) -> None:
         self.request, self.how, self.row, self.forbidden = request, request.how, row, forbidden
         self.draft: Draft | None = None
-        self.proposals, self.block_length = self.how.proposals, self.how.block_length  # of the next forward
-        self._watch = Watch(self.how.ways) if self.how.ways else None
-        self.learn(0, 0)
+        self.watch = watch
         self.new_ids: list[int] = []
         self._experts: list[Tensor] = []
         sampler, given = self.how.sampler, self.how.draft_temperature
@@ -49,6 +47,16 @@ class Run:
         if sampler.repetition_penalty != 1:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=forbidden.device)
             self.seen[request.prompt_ids] = True
+
+    @property
+    def proposals(self) -> Proposals:
+        """Of the next forward."""
+        return self.how.proposals if self.watch is None else Proposals(self.watch.way.proposals)
+
+    @property
+    def block_length(self) -> int:
+        """Of the next forward."""
+        return self.how.block_length if self.watch is None else min(self.watch.way.block, self.how.block_length)
 
     @property
     def num_unread(self) -> int:
@@ -114,14 +122,6 @@ class Run:
         if self.seen is not None:
             self.seen[drawn] = True
         return [Final(*each) for each in zip(drawn, logprobs, sampled, self._top(log_p, len(logprobs)), strict=False)]
-
-    def learn(self, num_drafted: int, num_accepted: int) -> None:
-        """How a draft fared, of no tokens before the first, may change how the next forward drafts."""
-        if self._watch is not None:
-            if num_drafted:
-                self._watch.saw(num_drafted, num_accepted)
-            count, block = self._watch.way
-            self.proposals, self.block_length = Proposals(count), min(block, self.how.block_length)
 
     def finish_reason(self) -> str | None:
         """Has the text ended, and why?"""

@@ -1,13 +1,13 @@
-"""`--proposals auto`: how the next step drafts, chosen before each by what the text itself has accepted so far.
+"""`--proposals auto`: how the next step drafts, chosen before each by how the drafts before it fared.
 
-How earlier drafts fared is the past of the text, so the choice changes no law (tidar.md section 3). It depends on this request and
-on a table made beforehand, never on what else runs.
+That is past when the choice is made, so no law changes (tidar.md section 3). The requests of an engine that are decoded this way
+learn and choose together: a step costs what all of them put into it. Those with settings of their own never look here.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MEMORY = 256  # tokens after which half of what was seen is forgotten: a text changes, and after AR steps drafts are tried again
+MEMORY = 512  # tokens after which half of what was seen is forgotten: texts change, and after AR steps drafts are tried again
 TRUST = 4.0  # judged drafts that the first guess counts for
 
 
@@ -31,7 +31,7 @@ class Ways:
 
 
 class Watch:
-    """One text's chance of a draft token: what was judged, older steps counting less, and the guess."""
+    """The chance of a draft token: what was judged, older steps counting less, and the guess."""
 
     def __init__(self, ways: Ways) -> None:
         self._ways, self._judged, self._accepted = ways, 0.0, 0.0
