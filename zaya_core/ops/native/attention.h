@@ -1,7 +1,8 @@
 // Attention of a row's slots over its history and themselves, in blocks of 64 keys counted from the row's begin.
 //
-// A block's keys and values are packed like weights, and the scores and the weighted values are products with them. The softmax goes
-// on from block to block, so a query's result depends on its own visible keys alone: a block that it does not see leaves it as it is.
+// A block's keys and values are packed like weights, and the scores and the weighted values are products with them, for six queries
+// at a time, whose scores stay in the nearest cache. The softmax goes on from block to block, so a query's result depends on its own
+// visible keys alone: a block that it does not see leaves it as it is.
 
 enum { KEYS = PANEL, MOST_PANELS = 4, MOST_WIDTH = MOST_PANELS * PANEL };  // of a head
 #define HIDDEN -1e30f
@@ -20,7 +21,7 @@ typedef struct {
 
 typedef struct {
     _Alignas(64) bf16 keys[MOST_WIDTH * KEYS];
-    bf16 padded[KEYS * MOST_WIDTH];
+    bf16 copy[KEYS * MOST_WIDTH];
     bf16 values[MOST_PANELS][KEYS / 2][PANEL][2];
     float scores[TOGETHER][KEYS], weighted[MOST_PANELS][TILE][PANEL], total[TILE][LANES], top[TILE];
     bf16 weights[TOGETHER][KEYS];
@@ -41,8 +42,10 @@ static void pack_keys(const bf16 *keys, int64_t count, int64_t width, bf16 *to) 
             UNROLLED for (int i = 0; i < 4; i++) {
                 const bf16 *key = keys + (begin + i) * width + dim;
                 some[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)key));
-                UNROLLED for (int j = 1; j < 4; j++)
-                    some[i] = _mm512_mask_broadcast_i32x4(some[i], (__mmask16)(0xF << 4 * j), _mm_loadu_si128((const __m128i *)(key + 4 * j * width)));
+                UNROLLED for (int j = 1; j < 4; j++) {
+                    __m128i later = _mm_loadu_si128((const __m128i *)(key + 4 * j * width));
+                    some[i] = _mm512_mask_broadcast_i32x4(some[i], (__mmask16)(0xF << 4 * j), later);
+                }
             }
             __m512i a = _mm512_unpacklo_epi32(some[0], some[1]), b = _mm512_unpacklo_epi32(some[2], some[3]);
             __m512i c = _mm512_unpackhi_epi32(some[0], some[1]), d = _mm512_unpackhi_epi32(some[2], some[3]);
@@ -105,7 +108,8 @@ static void raise_top(Softmax *s, int64_t r, float top, float power, int64_t wid
     }
 }
 
-// One row's scores of a block become weights. `power` makes a score one of 2.
+// One row's scores of a block become weights, those of hidden keys zero. The total is kept by lane, and the highest score of a block is
+// sought only where it passes the top: both reductions would be waited for. `power` makes a score one of 2.
 static void weigh(Softmax *s, int64_t r, const float *scores, bf16 *weights, uint64_t seen, float power, int64_t width) {
     __m512 score[VECTORS], peak = _mm512_set1_ps(s->top[r]), total = _mm512_loadu_ps(s->total[r]);
     UNROLLED for (int v = 0; v < VECTORS; v++) {
@@ -129,8 +133,8 @@ static void weigh(Softmax *s, int64_t r, const float *scores, bf16 *weights, uin
 static void attend_block(Softmax *s, const bf16 *q, int64_t first, int64_t rows, int64_t per_slot, int64_t key, int64_t count,
                          const bf16 *k, const bf16 *v, int64_t width, const Part *part, const Sight *sight) {
     int used = (int)over(count, LANES);
-    pack_keys(padded(k + key * width, count, width, s->padded), used * LANES, width, s->keys);
-    pack_values(padded(v + key * width, count, width, s->padded), used * LANES, width, s->values);
+    pack_keys(padded(k + key * width, count, width, s->copy), used * LANES, width, s->keys);
+    pack_values(padded(v + key * width, count, width, s->copy), used * LANES, width, s->values);
     float power = LOG2_E / sqrtf((float)width);
     uint64_t seen = 0;
     int64_t slot = -1;
@@ -146,7 +150,8 @@ static void attend_block(Softmax *s, const bf16 *q, int64_t first, int64_t rows,
         }
         for (int64_t dim = 0; dim < width; dim += PANEL) {
             int vectors = (int)(least(PANEL, width - dim) / LANES);
-            multiply_panel((Rows){s->weights[0], KEYS, NULL}, together, s->values[dim / PANEL][0][0], vectors, used * LANES, s->weighted[dim / PANEL][begin], 1);
+            float *sum = s->weighted[dim / PANEL][begin];
+            multiply_panel((Rows){s->weights[0], KEYS, NULL}, together, s->values[dim / PANEL][0][0], vectors, used * LANES, sum, 1);
         }
     }
 }
