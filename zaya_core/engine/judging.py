@@ -193,6 +193,7 @@ def _conclude(turn: Turn, ids: list[int], odds: list[float], logprobs: list[floa
     """
     demand_numbers(all(chance > 0 for chance in odds))
     sampled = [math.log(chance) for chance in odds]
-    if turn.run.watch is not None and turn.drafted:
-        turn.run.watch.saw(len(turn.drafted), turn.accepted)
     turn.finals = turn.run.conclude(ids, sampled if turn.run.is_plain else logprobs, sampled, log_p)
+    if turn.run.watch is not None and turn.drafted:
+        # Drafts past the end of the text were for nothing: as good as rejected.
+        turn.run.watch.saw(len(turn.drafted), len(turn.finals))
