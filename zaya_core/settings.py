@@ -1,10 +1,11 @@
 """The settings file: how to decode at which batch and context, as `zaya profile --save-settings` found it on a device.
 
-    {"zaya_settings": 1, "model": NAME, "device": NAME, "dtype": NAME, "acceptance": TEXT, "block_length": 16,
+    {"zaya_settings": 2, "model": NAME, "device": NAME, "dtype": NAME, "acceptance": TEXT, "block_length": 16,
      "cells": [{"batch": 1, "context": 4096, "block": 16, "proposals": 3, "speed_up": 2.1}, ...]}
 
-`proposals` 0 says that plain AR decoding is fastest there. A choice depends on a request's own options and this file alone, so
-that a seeded request decodes the same whatever else runs (tidar.md section 3).
+`block` masks are a block, and as many tokens at most are verified; `proposals` 0 says that plain AR decoding is fastest there. A
+choice depends on a request's own options and this file alone, so that a seeded request decodes the same whatever else runs
+(tidar.md section 3).
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from zaya_core.errors import ConfigError
 
-SCHEMA = 1
+SCHEMA = 2  # before it, `block` was what is verified of whole blocks
 HEADER = ("model", "device", "dtype", "acceptance", "block_length")
 
 

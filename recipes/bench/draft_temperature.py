@@ -13,14 +13,12 @@ from pathlib import Path
 
 import torch
 
+from recipes.bench.blocks import decoded
 from recipes.bench.texts import code
 from zaya_core.assets import BUNDLED
 from zaya_core.data.tokenizer import TextTokenizer
-from zaya_core.engine.batch import Engine
-from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.draft import Proposals, Verifier
-from zaya_core.engine.report import Tally
-from zaya_core.engine.request import Decoding, Request
+from zaya_core.engine.request import Decoding
 from zaya_core.io.checkpoint import Checkpoint
 from zaya_core.model.load import load_serving
 from zaya_core.model.serving import ServingModel
@@ -64,13 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tokens_per_forward(model: ServingModel, prompts: list[list[int]], how: Decoding) -> list[float]:
     """Of each prompt; all of them in one batch, where each gets what it gets alone."""
-    requests = [Request(prompt, how, SeededChance(seed)) for seed, prompt in enumerate(prompts)]
-    engine = Engine(model, num_slots=sum(request.num_slots for request in requests), max_rows=len(requests))
-    tallies = {engine.add(request): Tally() for request in requests}
-    while engine.num_rows:
-        for ticket, committed in engine.step().items():
-            tallies[ticket].add(committed)
-    return [tally.tokens_per_forward or 0.0 for tally in tallies.values()]
+    return [tally.tokens_per_forward or 0.0 for tally in decoded(model, prompts, how)]
 
 
 if __name__ == "__main__":

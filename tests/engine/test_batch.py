@@ -15,7 +15,7 @@ from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Proposals, Verifier
 from zaya_core.engine.request import Decoding, Request
-from zaya_core.errors import ConfigError
+from zaya_core.errors import ConfigError, RunError
 from zaya_core.layout import causal
 from zaya_core.model.serving import ServingModel
 from zaya_core.model.static import StaticModel
@@ -132,6 +132,31 @@ def test_top_logprobs_are_the_likeliest_of_the_ar_row(network):
         values, likeliest = row.topk(3)
         assert [token_id for token_id, _ in final.top_logprobs] == likeliest.tolist()
         assert [value for _, value in final.top_logprobs] == pytest.approx(values.tolist(), abs=1e-9)
+
+
+def test_requests_may_forbid_different_ids(network):
+    hows = [
+        Decoding(8, Sampler(4.0), proposals=Proposals(2), block_length=BLOCK, forbidden=ids) for ids in ((4,), (), (4, 5), (4, 6))
+    ]
+    requests = [Request([5, 6, 7], how, SeededChance(number)) for number, how in enumerate(hows)]
+    together = served(Engine(network, num_slots=2000, max_rows=4), requests)
+    apart = [[final.token_id for final in alone(network, request, number)] for number, request in enumerate(requests)]
+    assert together == apart
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("block", [0, BLOCK])
+def test_logits_that_are_no_numbers_are_an_error(temperature, block):
+    model = random_model(TINY.with_changes(tidar=Tidar(BLOCK, 4)))
+    model.model.norm.weight.data.fill_(float("nan"))
+    how = Decoding(8, Sampler(temperature), proposals=Proposals(2), block_length=block, forbidden=(4,))
+    with pytest.raises(RunError, match="not numbers"):
+        list(decode(model, [5, 6, 7], how, SeededChance(0)))
+
+
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(ConfigError, match="the seed is -1"):
+        SeededChance(-1)
 
 
 def test_drafts_are_told_as_they_are(network):

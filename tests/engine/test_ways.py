@@ -12,7 +12,7 @@ from zaya_core.engine.chance import SeededChance
 from zaya_core.engine.decode import decode
 from zaya_core.engine.draft import Proposals, Verifier
 from zaya_core.engine.request import Decoding, Request
-from zaya_core.engine.ways import Watch, Way, Ways
+from zaya_core.engine.ways import QUIET, Watch, Way, Ways
 from zaya_core.ops.sampling import Sampler
 
 BLOCK = 4
@@ -80,9 +80,16 @@ def test_drafts_stay_where_they_are_accepted(model):
 
 
 def test_a_poor_guess_is_not_the_last_word(model):
-    """A guess below what pays is believed, for nothing is judged where nothing is drafted; one just above it is put to the test."""
-    assert set(lengths(model, drafting(0.0, guess=0.3))[1:]) == {1}
+    """Below what pays nothing is drafted and so nothing judged, but now and then drafts are tried all the same."""
+    judged = lengths(model, drafting(0.0, tokens=1000, guess=0.3))
+    assert set(judged[1 : QUIET - 1]) == {1}
+    assert judged[QUIET + 10 :].count(1) < 0.1 * len(judged[QUIET + 10 :])
     assert max(lengths(model, drafting(0.0, guess=0.5))) == 4
+
+
+def test_where_no_chance_pays_nothing_is_tried(model):
+    how = dataclasses.replace(drafting(0.0, tokens=2 * QUIET), ways=Ways((AR,) * 3, 0.9))
+    assert set(lengths(model, how)[1:]) == {1}
 
 
 def test_requests_learn_together_and_those_with_their_own_settings_stay_apart(model):

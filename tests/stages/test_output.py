@@ -105,7 +105,7 @@ def test_a_finished_file_is_left_as_it_is(model, prompts, tmp_path, capsys):
 
 def test_a_seed_that_was_drawn_is_kept(model, prompts, tmp_path):
     out = tmp_path / "y.jsonl"
-    command = ["generate", model, "--input", prompts, "--output", str(out), "-n", "4", "-q"]
+    command = ["generate", model, "--input", prompts, "--output", str(out), "-n", "4", "--proposals", "2", "-q"]
     assert main(command) == 0
     before = out.read_bytes()
     out.write_bytes(before[: len(before) // 2])

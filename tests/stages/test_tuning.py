@@ -1,6 +1,7 @@
 """The settings file changes what `generate` does: how much it drafts, whether it drafts at all, and never the text's law."""
 
 import json
+import re
 
 import pytest
 
@@ -9,7 +10,7 @@ from zaya_core.errors import ConfigError
 from zaya_core.events import Note, Result
 from zaya_core.settings import Settings, Tuned
 from zaya_core.stages.generate import GenerateConfig, run
-from zaya_core.stages.tuning import _speeds
+from zaya_core.stages.tuning import Timed, _speeds
 
 PROMPT = "import os\n\n\ndef main():"
 
@@ -70,10 +71,24 @@ def test_without_seed_and_settings_steps_are_measured_and_the_text_decides():
 
 def test_speeds_weigh_tokens_with_seconds():
     alpha, every = 0.8, Way(4, 4)
-    speeds = _speeds({Way(0, 0): 1.0, every: 1.5, Way(1, 4): 1.5}, alpha)
+    speeds = _speeds({Way(0, 0): Timed(1.0, 1), every: Timed(1.5, 20), Way(1, 4): Timed(1.5, 8)}, alpha)
     assert speeds[Way(0, 0)] == 1
     assert speeds[every] == pytest.approx((1 - alpha**4) / (1 - alpha) / 1.5)  # always a whole draft
     assert 1 < speeds[Way(1, 4)] < speeds[every]
+
+
+def test_block_limits_what_the_settings_file_says(settings):
+    assert completion(settings(16, 3), block=4)["stats"]["block"] == 4
+    assert completion(settings(4, 1), block=8)["stats"]["block"] == 4
+
+
+def test_the_guess_is_of_the_trained_block_whatever_is_asked():
+    def said(**options):
+        events = run(GenerateConfig(prompt=PROMPT, max_new_tokens=2, dtype="float32", **options))
+        return next(event.text for event in events if isinstance(event, Note) and event.text.startswith("proposals auto: "))
+
+    guesses = [re.search(r"if (\d+)% of drafts", said(**options)).group(1) for options in ({}, {"block": 4})]
+    assert guesses[0] == guesses[1]
 
 
 def test_settings_for_another_block_are_refused(settings):

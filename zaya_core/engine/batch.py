@@ -1,6 +1,7 @@
 """Many requests over one model: each step is one forward for all of them, and rows come and go between steps.
 
-Invariant: a request's tokens depend on its prompt, its settings and its chance, never on what else runs.
+Invariant: a request's tokens depend on its prompt, its settings and its chance, never on what else runs; only those that are
+decoded by `ways` share what their drafts have taught, and of them the law alone is certain.
 """
 
 from collections.abc import Callable, Iterator
@@ -185,9 +186,9 @@ class Engine:
                 end += 1
             some = turns[begin:end]
             logits = self.model.logits(picked(hidden, [slot for place in places[begin:end] for slot in place]))
-            for forbidden, group in groupby(range(len(some)), key=lambda place: some[place].run.forbidden):
+            for _, group in groupby(range(len(some)), key=lambda place: id(some[place].run.forbidden)):
                 rows = list(group)
-                forbid(logits[parts[rows[0]].start : parts[rows[-1]].stop], forbidden)
+                forbid(logits[parts[rows[0]].start : parts[rows[-1]].stop], some[rows[0]].run.forbidden)
             yield some, parts, logits
             begin = end
 

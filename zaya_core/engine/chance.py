@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from zaya_core.errors import ConfigError
+
 
 class Chance(Protocol):
     """What decoding asks of chance."""
@@ -26,6 +28,8 @@ class SeededChance:
     """A generator of its own, seeded. Each draw and each acceptance takes one number, certain ones too."""
 
     def __init__(self, seed: int) -> None:
+        if seed < 0:
+            raise ConfigError(f"the seed is {seed}, expected at least 0")  # Random would take -1 for 1
         self._generator = Random(seed)
 
     def points(self, laws: Tensor) -> Sequence[float]:

@@ -191,7 +191,7 @@ def _conclude(turn: Turn, ids: list[int], odds: list[float], logprobs: list[floa
 
     A plain turn's laws are the raw probabilities: whatever its company had computed, it is told the same.
     """
-    demand_numbers(all(chance > 0 for chance in odds))
+    demand_numbers(all(chance > 0 for chance in odds) and not any(map(math.isnan, logprobs)))
     sampled = [math.log(chance) for chance in odds]
     turn.finals = turn.run.conclude(ids, sampled if turn.run.is_plain else logprobs, sampled, log_p)
     if turn.run.watch is not None and turn.drafted:

@@ -1,7 +1,7 @@
 """One request on its way: what it puts into the next forward, and what it makes of the rows that come back.
 
 First it reads its prompt, in chunks, the last of which carries a masked block; then every forward verifies its draft and proposes
-the next one (tidar.md section 3). It knows nothing of the other requests in the same forward.
+the next one (tidar.md section 3). It knows nothing of the other requests in the same forward but what a shared `watch` has seen.
 """
 
 from collections.abc import Sequence

@@ -115,4 +115,4 @@ def _together(answers: Sequence[Answers]) -> list[list[Answers]]:
 
 
 def _summed(lists: Sequence[Sequence[int]]) -> list[int]:
-    return [sum(values) for values in zip_longest(*lists, fillvalue=0)]  # --settings may verify fewer for some prompts
+    return [sum(values) for values in zip_longest(*lists, fillvalue=0)]  # --settings may have shorter blocks for some prompts

@@ -79,7 +79,7 @@ def draw_speed_up(axes: "Axes", grid: Grid, best: dict[tuple[int, int], Cell]) -
             light = value == value and value < 1 + 0.6 * (high - 1)
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if light else "black")
     axes.figure.colorbar(image, ax=axes, label="speed-up over AR")
-    axes.set(title="Best setting: speed-up, proposals/verified block", xlabel="context", ylabel="batch")
+    axes.set(title="Best setting: speed-up, proposals/block", xlabel="context", ylabel="batch")
 
 
 def draw_break_even(axes: "Axes", grid: Grid, edges: list[dict[str, object]]) -> None:

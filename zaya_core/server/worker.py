@@ -1,6 +1,7 @@
 """The one thread that runs the model: takes orders in turn, steps all of them together, and lets go of those no longer wanted.
 
-Invariant: nobody else touches the engine, and nothing here waits for a client. What an order asks never changes because of load.
+Invariant: nobody else touches the engine, and nothing here waits for a client. Load may decide whether completions without a seed
+draft, never what law they have.
 """
 
 import threading

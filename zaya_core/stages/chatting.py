@@ -20,6 +20,7 @@ from zaya_core.stages.tuning import tuned
 
 if TYPE_CHECKING:
     from zaya_core.engine.batch import Engine
+    from zaya_core.engine.ways import Ways
     from zaya_core.model.serving import ServingModel
     from zaya_core.stages.completing import Job
 
@@ -81,6 +82,10 @@ class Conversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
     num_answers: int = 0
     engine: "Engine | None" = None
+    ways: "Ways | None" = field(init=False)  # as measured, for whenever --proposals is auto
+
+    def __post_init__(self) -> None:
+        self.ways = self.opened.how.ways
 
     def command(self, words: str) -> Iterator[Event]:
         """Do what a line after its "/" says; ConfigError where it says nothing known."""
@@ -118,9 +123,9 @@ class Conversation:
         """Set an option from its text, or only show it; one that does not go is a ConfigError, and nothing is set."""
         if text:
             config = replace(self.config, **{name: _value(name, text)})
-            how, is_auto = decoding(config, self.opened.checkpoint, self.opened.tokenizer), config.proposals == "auto"
-            ways = self.opened.how.ways if is_auto and config.seed is None and how.block_length else None
-            self.opened = replace(self.opened, how=replace(how, ways=ways))
+            how = decoding(config, self.opened.checkpoint, self.opened.tokenizer)
+            chooses = config.proposals == "auto" and config.seed is None and how.block_length > 0
+            self.opened = replace(self.opened, how=replace(how, ways=self.ways if chooses else None))
             self.config = config
             if name == "seed":
                 self.seed, self.num_answers = config.seed or 0, 0

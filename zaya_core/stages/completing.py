@@ -1,6 +1,7 @@
 """Many completions through one engine: which run together, what is said of each while it grows, and its result.
 
-Invariant: a completion's result depends on its job alone. It knows neither where prompts come from nor where results go.
+Invariant: a completion's result depends on its job alone, unless its `how` has `ways` (engine/ways.py). It knows neither where
+prompts come from nor where results go.
 """
 
 import time

@@ -99,7 +99,7 @@ class Opened:
     ) -> Generator[Event, None, "Opened"]:
         """Say what runs; returns itself with what `--proposals auto` comes to on this machine, at this batch and context."""
         yield from self.described(config, model)
-        if config.proposals != "auto" or not self.how.block_length or self.settings is not None:
+        if config.proposals != "auto" or self.how.block_length < 2 or self.settings is not None:
             return self
         if config.seed is not None:
             yield Note(f"proposals auto: {AUTO_PROPOSALS}, as for every seeded request without --settings")
@@ -148,7 +148,7 @@ def open_checkpoint(config: DecodingConfig) -> Opened:
     checkpoint = Checkpoint.open(checkpoint_path(config.model) if config.model else BUNDLED)
     tokenizer = TextTokenizer(checkpoint.path)
     how = decoding(config, checkpoint, tokenizer)
-    return Opened(checkpoint, tokenizer, how, opened_settings(config.settings, how))
+    return Opened(checkpoint, tokenizer, how, opened_settings(config.settings, how, checkpoint))
 
 
 def drawn_seed(config: DecodingConfig) -> int:

@@ -123,7 +123,7 @@ def _decoding(config: ProfileConfig, name: str, model: "ModelConfig", device: "D
     )
     yield _table("Attention: blocks under the ridge, the verify block included", variants)
     best = best_cells(scene, grid)
-    yield _table("Best setting: speed-up over AR, proposals/verified block", speed_table(best, grid))
+    yield _table("Best setting: speed-up over AR, proposals/block", speed_table(best, grid))
     edges = break_even_table(scene, grid, lambda alpha: _constant(config, scene.block_length, alpha))
     yield _table("Break-even: the acceptance from which diffusion wins", edges)
     yield from _focus(config, scene, grid)

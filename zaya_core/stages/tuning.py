@@ -8,7 +8,7 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from zaya_core.engine.request import Decoding
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from zaya_core.settings import Settings
 
 TRIED = (1, 2, 3)  # proposals
-SETTLING = 6  # steps before them, the prompts' included
+SETTLING = 5  # steps before them, the prompts' included
 PASSES = 2  # over all of them, the better one counts: others may disturb one
-ROUNDS, MOST_ROUNDS = 6, 18  # steps of each with a whole draft, of which the median counts
+ROUNDS = 8  # steps of each, of which the median counts
 GRID = 25  # steps between the chances 0 and 1 that ways are chosen for
 BUDGET_SECONDS = 6.0  # after which nothing more is tried
 LONGEST = 8192  # tokens of history that steps are timed after: more would take longer than it can save
@@ -31,11 +31,11 @@ SAMPLE = """The engine reads a prompt once, then goes on with it word by word. d
 TYPICAL = 0.7  # chance of a draft token where the checkpoint's certificate says nothing
 
 
-def opened_settings(path: Path | None, how: "Decoding") -> "Settings | None":
-    """The file of --settings for the model that `how` decodes; None without one, and for the AR sampler, which proposes nothing."""
+def opened_settings(path: Path | None, how: "Decoding", checkpoint: "Checkpoint") -> "Settings | None":
+    """The file of --settings for a checkpoint; None without one, and for the AR sampler, which proposes nothing."""
     from zaya_core.settings import read_settings
 
-    return None if path is None or not how.block_length else read_settings(path, block_length=how.block_length)
+    return None if path is None or not how.block_length else read_settings(path, block_length=_trained(checkpoint))
 
 
 def tuned(how: "Decoding", settings: "Settings | None", *, batch: int, num_prompt_tokens: int) -> "Decoding":
@@ -50,43 +50,55 @@ def tuned(how: "Decoding", settings: "Settings | None", *, batch: int, num_promp
     return replace(how, proposals=Proposals(cell.proposals), block_length=min(cell.block, how.block_length))
 
 
+class Timed(NamedTuple):
+    """A way's step here: the median of its seconds, and the slots that it had a row on average."""
+
+    seconds: float
+    slots: float
+
+
 def measured_ways(
     model: "ServingModel", how: "Decoding", checkpoint: "Checkpoint", *, batch: int, context: int
 ) -> "tuple[Ways, str]":
     """Time an AR step and steps with drafts here; the fastest for every chance of a draft token, and a sentence that says so."""
     from zaya_core.data.tokenizer import TextTokenizer
-    from zaya_core.engine.ways import Way, Ways
+    from zaya_core.engine.ways import Ways
 
-    text_ids = TextTokenizer(checkpoint.path).encode(SAMPLE)
-    guess = _mixed(_chance_seen(checkpoint, how.block_length), how.verifier.mix_weight)
-    clock, seconds = _Clock(model, how, text_ids, batch=batch, context=context), dict[Way, float]()
-    began = time.perf_counter()
-    for way in PASSES * [Way(0, 0), *_tried(how.block_length)]:
-        if len(seconds) < 2 or time.perf_counter() - began < BUDGET_SECONDS:
-            taken = clock.seconds(way)
-            seconds[way] = min(taken, seconds.get(way, taken))
-    speeds = [_speeds(seconds, index / GRID) for index in range(GRID + 1)]
+    clock = _Clock(model, how, TextTokenizer(checkpoint.path).encode(SAMPLE), batch=batch, context=context)
+    timed = _timed(clock, how.block_length)
+    speeds = [_speeds(timed, index / GRID) for index in range(GRID + 1)]
+    guess = _mixed(_chance_seen(checkpoint), how.verifier.mix_weight)
     ways = Ways(tuple(max(speed, key=speed.__getitem__) for speed in speeds), guess)
     return ways, _said(ways, speeds[round(guess * GRID)])
 
 
-def _tried(block_length: int) -> "list[Way]":
+def _timed(clock: "_Clock", block_length: int) -> "dict[Way, Timed]":
+    """AR first; of each way the faster of two, where there was time for all of them twice."""
     from zaya_core.engine.ways import Way
 
-    blocks = sorted({min(block_length, block) for block in (4, 8, block_length)})
-    return [Way(proposals, block) for proposals in TRIED for block in blocks if proposals <= block]
+    blocks = sorted({min(block_length, block) for block in (4, 8, block_length)}, reverse=True)
+    drafting = [Way(proposals, block) for proposals in TRIED for block in blocks if proposals <= max(1, block // 4)]
+    passes: list[dict[Way, Timed]] = []
+    began = time.perf_counter()
+    for _ in range(PASSES):
+        passes.append({})
+        for way in (Way(0, 0), *drafting):
+            if len(passes[0]) < 2 or time.perf_counter() - began < BUDGET_SECONDS:
+                passes[-1][way] = clock.timed(way)
+    whole = [one for one in passes if len(one) == len(passes[0])]
+    return {way: min((one[way] for one in whole), key=lambda timed: timed.seconds) for way in passes[0]}
 
 
-def _speeds(seconds: "dict[Way, float]", chance: float) -> "dict[Way, float]":
-    """Tokens a second of AR's, in the long run. A step with a shifted draft or fewer proposals is counted by its slots."""
+def _speeds(timed: "dict[Way, Timed]", chance: float) -> "dict[Way, float]":
+    """Tokens a second of AR's, in the long run. A step costs by its slots, between an AR step and the one that was timed."""
     from zaya_core.profile.acceptance import Acceptance, expected
 
-    (plain, ar), *drafting = seconds.items()
+    (plain, ar), *drafting = timed.items()
     speeds = {plain: 1.0}
-    for way, whole in drafting:
+    for way, step in drafting:
         means = expected(Acceptance.constant(chance, way.block), proposals=way.proposals)
-        share = (means.clean + means.proposals * way.block - 1) / (way.block + way.proposals * way.block - 1)
-        speeds[way] = means.tokens_per_forward * ar / (ar + share * (whole - ar))
+        share = (means.clean + means.proposals * way.block - 1) / (step.slots - 1)
+        speeds[way] = means.tokens_per_forward * ar.seconds / (ar.seconds + share * (step.seconds - ar.seconds))
     return speeds
 
 
@@ -113,15 +125,16 @@ class _Clock:
     def __init__(self, model: "ServingModel", how: "Decoding", text_ids: list[int], *, batch: int, context: int) -> None:
         from zaya_core.engine.batch import Engine
 
-        self.how = replace(how, ways=None, end_ids=frozenset(), max_new_tokens=(SETTLING + MOST_ROUNDS) * how.block_length)
+        # No text ends meanwhile.
+        self.how = replace(how, ways=None, end_ids=frozenset(), max_new_tokens=(SETTLING + ROUNDS + 1) * how.block_length)
         self.history = min(context, LONGEST)
         turned = [row % len(text_ids) for row in range(batch)]
         self.prompts = [[0] * self.history + text_ids[turn:] + text_ids[:turn] for turn in turned]
         most = len(self.prompts[0]) + self.how.max_new_tokens + self.how.max_step_slots
         self.engine = Engine(model, num_slots=batch * most, max_rows=batch)
 
-    def seconds(self, way: "Way") -> float:
-        """The median of steps that judge whole drafts, or of all where there are none."""
+    def timed(self, way: "Way") -> Timed:
+        """Some steps of a way."""
         from zaya_core.engine.chance import SeededChance
         from zaya_core.engine.draft import Proposals
         from zaya_core.engine.request import Request
@@ -131,20 +144,29 @@ class _Clock:
         for row in self.engine.pool.rows:
             row.length = self.history
         for _ in range(SETTLING):
-            self.engine.step()
-        whole, others = list[float](), list[float]()
-        while len(whole) < ROUNDS and len(whole) + len(others) < MOST_ROUNDS:
-            began = time.perf_counter()
-            committed = self.engine.step()
-            seconds = time.perf_counter() - began
-            is_whole = all(len(one.drafted) == max(1, way.block) for one in committed.values())
-            (whole if is_whole else others).append(seconds)
+            self._step()
+        steps = [self._step() for _ in range(ROUNDS)]
         for ticket in tickets:
             self.engine.cancel(ticket)
-        return statistics.median(whole or others)
+        return Timed(statistics.median(step.seconds for step in steps), statistics.mean(step.slots for step in steps))
+
+    def _step(self) -> Timed:
+        began = time.perf_counter()
+        committed = self.engine.step()
+        seconds = time.perf_counter() - began
+        for one in committed.values():
+            if one.error is not None:
+                raise one.error
+        return Timed(seconds, statistics.mean(part.step.position.shape[1] for part in self.engine.pool.parts))
 
 
-def _chance_seen(checkpoint: "Checkpoint", block_length: int) -> float:
+def _trained(checkpoint: "Checkpoint") -> int:
+    """Its block length."""
+    assert checkpoint.config.tidar is not None, "only a checkpoint that drafts is asked"
+    return checkpoint.config.tidar.block_length
+
+
+def _chance_seen(checkpoint: "Checkpoint") -> float:
     """The constant chance of a draft token that makes the simulated acceptance length of the checkpoint's training."""
     metrics = (checkpoint.certificate() or {}).get("metrics", {})
     length = metrics.get("eval_acceptance_length", metrics.get("acceptance_length"))
@@ -153,7 +175,7 @@ def _chance_seen(checkpoint: "Checkpoint", block_length: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(middle**m for m in range(block_length)) < length else (low, middle)
+        low, high = (middle, high) if sum(middle**m for m in range(_trained(checkpoint))) < length else (low, middle)
     return low
 
 
