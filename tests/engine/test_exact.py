@@ -169,7 +169,8 @@ def test_lossless_law_is_the_ar_law(name):
 
 def test_ways_that_change_with_what_was_accepted_keep_the_law(monkeypatch):
     """One rejected draft ends drafting, one AR step takes it up again, shorter."""
-    monkeypatch.setattr(ways, "MEMORY", 1)
+    monkeypatch.setattr(ways, "QUIET", 1)
+    monkeypatch.setattr(ways, "TRIAL", 1)
     fastest = tuple(Way(0, 0) if chance < 13 else Way(1, 2) if chance < 14 else Way(2, 4) for chance in range(21))
     model, prompt = tiny(3, 4), [0, 1, 0]
     how = decoding(4, 6, 3, Proposals(3), ways=Ways(fastest, 0.75))

@@ -113,6 +113,8 @@ class Engine:
             choices = torch.stack(routing, -1)[0]
             for turn in turns:
                 turn.run.keep_experts(choices[turn.begin : turn.begin + turn.accepted])
+        for watch in self._watches.values():
+            watch.choose()
         self._propose(turns, hidden)
         done = {turn.ticket: turn.run.committed(turn.accepted, turn.finals, turn.drafted) for turn in turns if turn.finals}
         done |= {turn.ticket: Committed([], "error", error=turn.error) for turn in turns if turn.error is not None}

@@ -7,8 +7,8 @@ learn and choose together: a step costs what all of them put into it. Those with
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MEMORY = 512  # tokens after which half of what was seen is forgotten: texts change, and after AR steps drafts are tried again
-QUIET, TRIAL = 256, 8  # after so many tokens without a judged draft so many are judged, whatever is thought of them
+MEMORY = 64  # judged drafts after which half of what was seen before is forgotten: texts change
+QUIET, TRIAL = 256, 8  # after so many steps without a judged draft so many are judged, whatever is thought of them
 TRUST = 4.0  # judged drafts that the first guess counts for
 
 
@@ -37,26 +37,31 @@ class Ways:
 
 
 class Watch:
-    """The chance of a draft token: what was judged, older steps counting less, and the guess."""
+    """The chance of a draft token, from the guess and what was judged since, and the way that follows from it, step by step."""
 
     def __init__(self, ways: Ways) -> None:
         self._ways, self._judged, self._accepted = ways, 0.0, 0.0
-        self._quiet = self._to_try = 0
+        self._rows = self._now = self._quiet = self._to_try = 0
+        self.way = ways.at(ways.guess)  # of the next forward
 
     @property
     def chance(self) -> float:
-        """Near the guess as long as little was judged, and long after."""
+        """Near the guess as long as little was judged."""
         return (TRUST * self._ways.guess + self._accepted) / (TRUST + self._judged)
 
-    @property
-    def way(self) -> Way:
-        """Of the next forward."""
-        return self._ways.first_drafting if self._to_try else self._ways.at(self.chance)
-
     def saw(self, num_drafted: int, num_accepted: int) -> None:
-        """A step judged `num_drafted` tokens, of which the first was final, and accepted `num_accepted`, that one included."""
-        judged, kept = min(num_accepted, num_drafted - 1), 0.5 ** (num_accepted / MEMORY)
+        """A row judged `num_drafted` tokens, of which the first was final, and accepted `num_accepted`, that one included."""
+        judged = min(num_accepted, num_drafted - 1)
+        kept = 0.5 ** (judged / MEMORY)
         self._judged = kept * self._judged + judged
         self._accepted = kept * self._accepted + num_accepted - 1
-        self._quiet = 0 if judged else self._quiet + num_accepted
-        self._to_try = TRIAL if self._quiet >= QUIET else max(0, self._to_try - judged)
+        self._rows, self._now = self._rows + 1, self._now + judged
+
+    def choose(self) -> None:
+        """A step is over: how shall the next one draft? Where no row was seen, as with prompts alone, as before."""
+        if not self._rows:
+            return
+        self._quiet = 0 if self._now else self._quiet + 1
+        self._to_try = TRIAL if self._quiet >= QUIET else max(0, self._to_try - self._now)
+        self._rows = self._now = 0
+        self.way = self._ways.first_drafting if self._to_try else self._ways.at(self.chance)
