@@ -7,8 +7,8 @@ learn and choose together: a step costs what all of them put into it. Those with
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MEMORY = 64  # judged drafts after which half of what was seen before is forgotten: texts change
-QUIET, TRIAL = 256, 8  # after so many steps without a judged draft so many are judged, whatever is thought of them
+MEMORY = 128  # judged drafts after which half of what was seen before is forgotten: texts change
+QUIET, TRIAL = 128, 8  # after so many steps without a judged draft so many are judged, whatever is thought of them
 TRUST = 4.0  # judged drafts that the first guess counts for
 
 

@@ -22,7 +22,6 @@ SETTLING = 5  # steps before them, the prompts' included
 PASSES = 2  # over all of them, the better one counts: others may disturb one
 ROUNDS = 8  # steps of each, of which the median counts
 GRID = 25  # steps between the chances 0 and 1 that ways are chosen for
-GAIN = 1.05  # over AR that drafts must promise: they lose where the guess is a little too good
 BUDGET_SECONDS = 6.0  # after which nothing more is tried
 LONGEST = 8192  # tokens of history that steps are timed after: more would take longer than it can save
 SAMPLE = """The engine reads a prompt once, then goes on with it word by word. def main(path: str) -> int:
@@ -69,7 +68,7 @@ def measured_ways(
     timed = _timed(clock, how.block_length)
     speeds = [_speeds(timed, index / GRID) for index in range(GRID + 1)]
     guess = _mixed(_chance_seen(checkpoint), how.verifier.mix_weight)
-    ways = Ways(tuple(map(_fastest, speeds)), guess)
+    ways = Ways(tuple(max(speed, key=speed.__getitem__) for speed in speeds), guess)
     return ways, _said(ways, speeds[round(guess * GRID)])
 
 
@@ -101,12 +100,6 @@ def _speeds(timed: "dict[Way, Timed]", chance: float) -> "dict[Way, float]":
         share = (means.clean + means.proposals * way.block - 1) / (step.slots - 1)
         speeds[way] = means.tokens_per_forward * ar.seconds / (ar.seconds + share * (step.seconds - ar.seconds))
     return speeds
-
-
-def _fastest(speeds: "dict[Way, float]") -> "Way":
-    """Drafts where they promise enough, else an AR step, which comes first."""
-    best = max(speeds, key=speeds.__getitem__)
-    return best if speeds[best] >= GAIN else next(iter(speeds))
 
 
 def _said(ways: "Ways", speeds: "dict[Way, float]") -> str:
