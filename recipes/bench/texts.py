@@ -1,12 +1,13 @@
 """Real text to decode after, which no training run here reads: the held-out standard library, or held-out problems."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from itertools import cycle
 
 from zaya_core.data.sources import standard_library
 from zaya_core.data.tokenizer import TextTokenizer
 
-EACH = 40  # problems of a task
+EACH = 20  # problems of a task
 
 
 def held_out_ids(tokenizer: TextTokenizer, num_tokens: int) -> list[int]:
@@ -42,15 +43,18 @@ def problems(tokenizer: TextTokenizer, count: int, length: int) -> list[list[int
     return prompts
 
 
-def _solved() -> Iterator[tuple[str, str]]:
+@cache
+def _solved() -> list[tuple[str, str]]:
     """Problems and worked answers, the tasks in turn."""
     from recipes.tasks import ASKED, WORKED  # reasoning-gym is needed here alone
     from zaya_core.evaluation.gym import answer_in, heldout_problems
 
+    found = list[tuple[str, str]]()
     for entries in zip(*(heldout_problems(task, options, EACH) for task, options in ASKED.items()), strict=True):
         for task, problem in zip(ASKED, entries, strict=True):
             answer = answer_in(problem.completion)
-            yield problem.prompt, f"{WORKED[task](problem.prompt.strip(), answer)}\nAnswer: {answer}\n"
+            found.append((problem.prompt, f"{WORKED[task](problem.prompt.strip(), answer)}\nAnswer: {answer}\n"))
+    return found
 
 
 TEXTS: dict[str, Callable[[TextTokenizer, int, int], list[list[int]]]] = {"code": code, "problems": problems}

@@ -5,7 +5,7 @@ from zaya_core.engine.report import Tally
 
 
 def test_every_block_has_its_offsets(capsys):
-    main(["--blocks", "4,2", "--prompts", "3", "--tokens", "16"])
+    main(["--blocks", "4,2", "--prompts", "2", "--tokens", "8"])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [(row[0], row[1]) for row in rows] == [("code", "4"), ("code", "2"), ("problems", "4"), ("problems", "2")]
     for row in rows:

@@ -4,7 +4,7 @@ from recipes.bench.table import Speed, lines, main
 
 
 def test_every_way_has_a_line(capsys):
-    main(["--batches", "2", "--prompts", "70", "--tokens", "4", "--rounds", "1", "--also", "1:4"])
+    main(["--batches", "2", "--prompts", "70", "--tokens", "4", "--rounds", "1", "--text", "code", "--also", "1:4"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     cells = {row[2].strip().split(":")[0]: [cell.strip() for cell in row[3:]] for row in rows}
     assert list(cells) == ["*prefill*", "ar", "lossless", "auto", "lossless 1", "mix"]

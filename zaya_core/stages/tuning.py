@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from zaya_core.settings import Settings
 
 TRIED = (1, 2, 3)  # proposals
-SETTLING = 5  # steps before them, the prompts' included
+SETTLING = 4  # steps before them, the prompts' included
 PASSES = 2  # over all of them, the better one counts: others may disturb one
-ROUNDS = 8  # steps of each, of which the median counts
+ROUNDS = 6  # steps of each, of which the median counts
 GRID = 25  # steps between the chances 0 and 1 that ways are chosen for
 BUDGET_SECONDS = 6.0  # after which nothing more is tried
 LONGEST = 8192  # tokens of history that steps are timed after: more would take longer than it can save
