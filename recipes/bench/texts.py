@@ -7,7 +7,7 @@ from itertools import cycle
 from zaya_core.data.sources import standard_library
 from zaya_core.data.tokenizer import TextTokenizer
 
-EACH = 20  # problems of a task
+EACH = 40  # problems of a task
 
 
 def held_out_ids(tokenizer: TextTokenizer, num_tokens: int) -> list[int]:

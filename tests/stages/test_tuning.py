@@ -5,12 +5,16 @@ import re
 
 import pytest
 
-from zaya_core.engine.ways import Way
+from tests.models import TINY, random_model
+from zaya_core.config import Tidar
+from zaya_core.engine.request import Decoding
+from zaya_core.engine.ways import Way, Ways
 from zaya_core.errors import ConfigError
 from zaya_core.events import Note, Result
+from zaya_core.ops.sampling import Sampler
 from zaya_core.settings import Settings, Tuned
 from zaya_core.stages.generate import GenerateConfig, run
-from zaya_core.stages.tuning import Timed, _speeds
+from zaya_core.stages.tuning import Timed, _Clock, _said, _speeds
 
 PROMPT = "import os\n\n\ndef main():"
 
@@ -67,6 +71,23 @@ def test_without_seed_and_settings_steps_are_measured_and_the_text_decides():
     values = next(event.values for event in events if isinstance(event, Result))
     assert values["token_ids"] == completion(None, sampler="ar")["token_ids"]
     assert (values["stats"]["block"], values["stats"]["proposals"]) == (16, "auto")
+
+
+def test_many_rows_are_read_before_steps_are_timed():
+    """57 tokens for each of 150 rows are more than a forward reads; none of them may be left to the steps that are timed."""
+    model = random_model(TINY.with_changes(tidar=Tidar(4, 4)))
+    how = Decoding(1, Sampler(), block_length=4, forbidden=(4,))
+    clock = _Clock(model, how, list(range(5, 62)), batch=150, context=8)
+    assert clock.timed(Way(0, 0)).slots == 1
+    assert 4 < clock.timed(Way(1, 4)).slots <= 8
+
+
+def test_the_guess_is_said_whatever_is_chosen_at_first():
+    speeds = {Way(0, 0): 1.0, Way(1, 4): 0.9}
+    tables = ((Way(0, 0),) * 3, (Way(0, 0), Way(0, 0), Way(1, 4)), (Way(0, 0), Way(1, 4), Way(1, 4)))
+    said = [_said(Ways(fastest, 0.4), speeds) for fastest in tables]
+    assert all("about 0.90x of AR if 40% of drafts are accepted" in one for one in said)
+    assert [one.split(",")[0] for one in said] == ["none", "none at first", "1 of 4 at first"]
 
 
 def test_speeds_weigh_tokens_with_seconds():

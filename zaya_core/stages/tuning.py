@@ -111,8 +111,8 @@ def _said(ways: "Ways", speeds: "dict[Way, float]") -> str:
     if not paying:
         return f"none, plain AR steps: at best drafts would give {expectation}"
     way = ways.at(ways.guess)
-    first = f"{way.proposals} of {way.block} at first, {expectation}" if way.proposals else "none at first"
-    return f"{first}; what the text accepts decides, plain AR steps below {min(paying):.0%}"
+    first = f"{way.proposals} of {way.block} at first," if way.proposals else "none at first, drafts would give"
+    return f"{first} {expectation}; what the text accepts decides, plain AR steps below {min(paying):.0%}"
 
 
 class _Clock:
@@ -123,8 +123,9 @@ class _Clock:
     """
 
     def __init__(self, model: "ServingModel", how: "Decoding", text_ids: list[int], *, batch: int, context: int) -> None:
-        from zaya_core.engine.batch import Engine
+        from zaya_core.engine.batch import PREFILL_CHUNK, Engine
 
+        text_ids = text_ids[: max(1, PREFILL_CHUNK // batch)]  # the first step reads all of them
         # No text ends meanwhile.
         self.how = replace(how, ways=None, end_ids=frozenset(), max_new_tokens=(SETTLING + ROUNDS + 1) * how.block_length)
         self.history = min(context, LONGEST)
