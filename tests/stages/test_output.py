@@ -160,7 +160,10 @@ def test_twenty_kills_of_a_long_run(model, tmp_path):
     prompts.write_text("".join(json.dumps({"prompt": f"def f{number}():"}) + "\n" for number in range(60)))
     whole, out, chance = tmp_path / "whole" / "y.jsonl", tmp_path / "killed" / "y.jsonl", random.Random(2)
     assert main([*arguments(model, str(prompts), whole), "--batch-size", "5", "-q"]) == 0
-    killed = sum(kill_on_the_way(arguments(model, str(prompts), out, "--batch-size", "5"), out, chance) for _ in range(20))
+    killed = sum(
+        kill_on_the_way(arguments(model, str(prompts), out, "--batch-size", "5"), partial(num_bytes, out), chance)
+        for _ in range(20)
+    )
     assert killed > 10
     assert main([*arguments(model, str(prompts), out), "--batch-size", "5", "-q"]) == 0
     assert_same(told(out), told(whole))
